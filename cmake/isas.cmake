@@ -1,0 +1,28 @@
+# THE list of instruction sets, slowest first: pyinfer_isa(name flags…). csrc/kernels/simd/<name>.h is its vocabulary and
+# cpu_runs_<name>() in csrc/base/cpu.h tells whether a machine has it.
+# Each becomes an object library kernels_<name>, compiled from the one kernels/table.cpp, and a line of isas.inc for the dispatcher.
+
+set(PYINFER_ISA_OBJECTS "")
+set(PYINFER_ISA_LINES "")
+
+function(pyinfer_isa name)
+  set(target kernels_${name})
+  add_library(${target} OBJECT ${PROJECT_SOURCE_DIR}/csrc/kernels/table.cpp)
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
+  target_compile_definitions(${target} PRIVATE PYINFER_ISA_NAME=${name} PYINFER_ISA_HEADER="kernels/simd/${name}.h")
+  target_compile_options(${target} PRIVATE ${ARGN} -O3 -fno-math-errno)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # GCC 12's own AVX-512 header trips this warning in every user of it (GCC bug 105593).
+    target_compile_options(${target} PRIVATE -Wno-uninitialized -Wno-maybe-uninitialized)
+  endif()
+  set(PYINFER_ISA_OBJECTS ${PYINFER_ISA_OBJECTS} $<TARGET_OBJECTS:${target}> PARENT_SCOPE)
+  set(PYINFER_ISA_LINES "${PYINFER_ISA_LINES}PYINFER_ISA(${name})\n" PARENT_SCOPE)
+endfunction()
+
+pyinfer_isa(scalar)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  pyinfer_isa(avx2 -mavx2 -mfma -mf16c)
+  pyinfer_isa(avx512vnni -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni)
+endif()
+
+file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/isas.inc CONTENT "${PYINFER_ISA_LINES}")

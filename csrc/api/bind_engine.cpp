@@ -1,0 +1,39 @@
+// Engine: a model with its threads.
+#include <memory>
+#include <string>
+
+#include "api/bind.h"
+#include "engine/engine.h"
+
+namespace pyinfer {
+namespace {
+
+Activations activations_named(const std::string& name) {
+  if (name == "int8") return Activations::int8;
+  if (name == "f32") return Activations::f32;
+  throw Error(ErrorKind::request, "activations: expected int8 or f32, found " + name);
+}
+
+py::dict memory_dict(const Engine& engine, size_t context) {
+  const MemoryNeeds needs = engine.memory(context);
+  py::dict d;
+  d["weights"] = needs.weights;
+  d["kv_cache"] = needs.kv_cache;
+  d["workspace"] = needs.workspace;
+  return d;
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
+      .def(py::init([](std::shared_ptr<ModelFile> file, int threads, const std::string& activations) {
+             return std::make_shared<Engine>(std::move(file), threads, activations_named(activations));
+           }),
+           py::arg("file"), py::arg("threads") = 0, py::arg("activations") = "int8")
+      .def_property_readonly("threads", &Engine::n_threads)
+      .def_property_readonly("isa", &Engine::isa)
+      .def("memory", memory_dict, py::arg("context"));
+}
+
+}  // namespace pyinfer

@@ -1,0 +1,83 @@
+// ModelFile: what is in a model.bin, without running it.
+#include <memory>
+#include <string>
+
+#include "api/bind.h"
+#include "model/file.h"
+
+namespace pyinfer {
+namespace {
+
+py::dict spec_dict(const ModelSpec& s) {
+  py::dict d;
+  d["n_layers"] = s.n_layers;
+  d["dim"] = s.dim;
+  d["n_heads"] = s.n_heads;
+  d["n_kv_heads"] = s.n_kv_heads;
+  d["head_dim"] = s.head_dim;
+  d["n_ff"] = s.n_ff;
+  d["n_vocab"] = s.n_vocab;
+  d["context"] = s.context;
+  d["rope_dim"] = s.rope_dim;
+  d["norm_eps"] = s.norm_eps;
+  d["rope_magnitude"] = s.rope_magnitude;
+  d["attention_scale"] = s.attention_scale;
+  d["tied_head"] = s.tied_head();
+  return d;
+}
+
+py::dict tensor_dict(const TensorRecord& t) {
+  py::dict d;
+  d["role"] = role_name(t.role);
+  d["layer"] = t.layer == kNoLayer ? -1 : static_cast<int64_t>(t.layer);
+  d["format"] = format_name(t.format);
+  d["rows"] = t.rows;
+  d["cols"] = t.cols;
+  d["offset"] = t.offset;
+  d["bytes"] = t.bytes;
+  d["crc"] = t.crc;
+  return d;
+}
+
+const TensorRecord& tensor_at(const ModelFile& file, py::ssize_t index) {
+  const auto tensors = file.tensors();
+  if (index >= 0 && static_cast<size_t>(index) < tensors.size()) return tensors[static_cast<size_t>(index)];
+  throw Error(ErrorKind::request,
+              "tensor: expected 0 to " + std::to_string(tensors.size() - 1) + ", found " + std::to_string(index));
+}
+
+py::bytes to_bytes(std::span<const uint8_t> data) { return {reinterpret_cast<const char*>(data.data()), data.size()}; }
+
+py::array_t<uint8_t> read(const ModelFile& file, py::ssize_t index) {
+  const TensorRecord& tensor = tensor_at(file, index);
+  file.mapping().check_whole();
+  return py::array_t<uint8_t>(static_cast<py::ssize_t>(tensor.bytes), file.bytes_of(tensor));
+}
+
+}  // namespace
+
+void bind_model_file(py::module_& m) {
+  py::class_<ModelFile, std::shared_ptr<ModelFile>>(m, "ModelFile")
+      .def(py::init<const std::string&>(), py::arg("path"))
+      .def_property_readonly("spec", [](const ModelFile& f) { return spec_dict(f.spec()); })
+      .def_property_readonly("tensors",
+                             [](const ModelFile& f) {
+                               py::list list;
+                               for (const TensorRecord& t : f.tensors()) list.append(tensor_dict(t));
+                               return list;
+                             })
+      .def_property_readonly("file_bytes", &ModelFile::file_bytes)
+      .def("metadata", [](const ModelFile& f) { return to_bytes(f.metadata()); })
+      .def("tokenizer", [](const ModelFile& f) { return to_bytes(f.tokenizer()); })
+      .def(
+          "verify",
+          [](const ModelFile& f, py::ssize_t index) {
+            const TensorRecord& tensor = tensor_at(f, index);
+            const py::gil_scoped_release release;
+            return f.verify(tensor);
+          },
+          py::arg("tensor"))
+      .def("read", read, py::arg("tensor"));
+}
+
+}  // namespace pyinfer

@@ -1,0 +1,106 @@
+// Session and batches: the calls that run the model. All of them release the GIL.
+#include <memory>
+#include <pybind11/stl.h>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "api/bind.h"
+#include "engine/engine.h"
+#include "engine/session.h"
+
+namespace pyinfer {
+namespace {
+
+enum class Wanted { none, last, all };
+
+Wanted wanted_named(const std::string& name) {
+  if (name == "none") return Wanted::none;
+  if (name == "last") return Wanted::last;
+  if (name == "all") return Wanted::all;
+  throw Error(ErrorKind::request, "logits: expected none, last or all, found " + name);
+}
+
+// A session as Python holds it: may be closed before it is collected.
+class PySession {
+ public:
+  PySession(std::shared_ptr<Engine> engine, size_t context)
+      : session_(std::make_shared<Session>(engine, context)), logits_(static_cast<py::ssize_t>(engine->spec().n_vocab)) {}
+
+  std::shared_ptr<Session> get() const {
+    if (session_ == nullptr) throw Error(ErrorKind::request, "session: expected an open one, found it closed");
+    return session_;
+  }
+  py::array_t<float>& logits() { return logits_; }
+  void close() {
+    session_.reset();
+    logits_ = py::array_t<float>(0);
+  }
+
+ private:
+  std::shared_ptr<Session> session_;
+  py::array_t<float> logits_;  // (n_vocab), of the last step
+};
+
+py::array_t<float> new_logits(const Session& session, Wanted wanted, size_t n_tokens) {
+  const size_t rows = wanted == Wanted::all ? n_tokens : wanted == Wanted::last && n_tokens > 0 ? 1 : 0;
+  return py::array_t<float>({static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(session.engine().spec().n_vocab)});
+}
+
+py::array_t<float> eval(PySession& self, const TokenArray& tokens, const std::string& logits, py::ssize_t chunk) {
+  if (chunk < 1) throw Error(ErrorKind::request, "chunk: expected at least 1, found " + std::to_string(chunk));
+  const auto session = self.get();
+  const auto span = token_span(tokens);
+  const Wanted wanted = wanted_named(logits);
+  session->check(span);  // before the result is allocated
+  py::array_t<float> result = new_logits(*session, wanted, span.size());
+  float* to = result.size() > 0 ? result.mutable_data() : nullptr;
+  without_gil([&](const Poll& poll) { session->eval(span, to, wanted == Wanted::all, static_cast<size_t>(chunk), poll); });
+  return result;
+}
+
+py::array_t<float> step(PySession& self, int32_t token) {
+  const auto session = self.get();
+  py::array_t<float> logits = self.logits();
+  float* to = logits.mutable_data();
+  without_gil([&](const Poll& poll) { session->eval({&token, 1}, to, false, 1, poll); });
+  return logits;
+}
+
+using PyItem = std::tuple<PySession*, TokenArray, std::string>;
+
+py::list forward_batch(Engine& engine, const std::vector<PyItem>& batch) {
+  std::vector<std::shared_ptr<Session>> sessions;  // keeps them alive if one is closed meanwhile
+  std::vector<BatchItem> items;
+  py::list results;
+  for (const auto& [session, tokens, logits] : batch) {
+    if (session == nullptr) throw Error(ErrorKind::request, "batch: expected a session in every item, found None");
+    sessions.push_back(session->get());
+    const auto span = token_span(tokens);
+    const Wanted wanted = wanted_named(logits);
+    py::array_t<float> result = new_logits(*sessions.back(), wanted, span.size());
+    items.push_back({sessions.back().get(), span, result.size() > 0 ? result.mutable_data() : nullptr, wanted == Wanted::all});
+    results.append(std::move(result));
+  }
+  without_gil([&](const Poll& poll) { engine.step(items, poll); });
+  return results;
+}
+
+}  // namespace
+
+void bind_session(py::module_& m) {
+  py::class_<PySession>(m, "Session")
+      .def(py::init<std::shared_ptr<Engine>, size_t>(), py::arg("engine"), py::arg("context"))
+      .def_property_readonly("position", [](const PySession& s) { return s.get()->position(); })
+      .def_property_readonly("context", [](const PySession& s) { return s.get()->context(); })
+      .def(
+          "truncate", [](const PySession& s, size_t position) { s.get()->truncate(position); }, py::arg("position"))
+      .def("eval", eval, py::arg("tokens"), py::arg("logits") = "last", py::arg("chunk") = Engine::kMaxRows)
+      .def("step", step, py::arg("token"))
+      .def("cancel", [](const PySession& s) { s.get()->cancel(); })
+      .def("close", &PySession::close);
+  m.def("forward", forward_batch, py::arg("engine"), py::arg("batch"));
+}
+
+}  // namespace pyinfer

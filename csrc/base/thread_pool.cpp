@@ -1,0 +1,115 @@
+#include "base/thread_pool.h"
+
+#include <algorithm>
+#include <string>
+#include <unistd.h>
+
+#include "base/cpu.h"
+#include "base/error.h"
+
+namespace pyinfer {
+namespace {
+
+// Roughly 50 µs at a few nanoseconds a pause: longer than the gap between two jobs of a step, far shorter than a time slice.
+constexpr int kSpins = 8000;
+// With more threads than processors a spinning thread keeps the one it waits for from running.
+constexpr int kSpinsCrowded = 50;
+
+}  // namespace
+
+ThreadPool::ThreadPool(int n_threads)
+    : n_threads_(n_threads), process_(static_cast<int>(::getpid())), spins_(kSpins) {
+  if (n_threads < 1 || n_threads > kMaxThreads) {
+    throw Error(ErrorKind::request, "threads: expected 1 to " + std::to_string(kMaxThreads) + ", found " + std::to_string(n_threads));
+  }
+  if (n_threads > available_processors()) spins_ = kSpinsCrowded;
+  shares_ = std::make_unique<Share[]>(static_cast<size_t>(n_threads));
+  try {
+    for (int thread = 1; thread < n_threads; ++thread) threads_.emplace_back(&ThreadPool::thread_main, this, thread);
+  } catch (const std::exception& error) {
+    stop();
+    throw Error(ErrorKind::memory, "cannot start " + std::to_string(n_threads) + " threads: " + error.what());
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  if (alive_here()) {
+    stop();
+  } else {
+    for (auto& thread : threads_) thread.detach();
+  }
+}
+
+bool ThreadPool::alive_here() const { return process_ == static_cast<int>(::getpid()); }
+
+void ThreadPool::stop() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    wake_.notify_all();
+  }
+  for (auto& thread : threads_) thread.join();
+  threads_.clear();
+}
+
+void ThreadPool::run_job(const Job& job) {
+  const size_t n = static_cast<size_t>(n_threads_);
+  const size_t runs = (job.n_items + job.grain - 1) / job.grain;
+  for (size_t t = 0; t < n; ++t) {
+    shares_[t].next.store(std::min(runs * t / n * job.grain, job.n_items), std::memory_order_relaxed);
+    shares_[t].end = std::min(runs * (t + 1) / n * job.grain, job.n_items);
+  }
+  job_ = job;
+  n_busy_.store(n_threads_ - 1, std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_seq_cst);
+  if (n_sleeping_.load(std::memory_order_seq_cst) > 0) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    wake_.notify_all();
+  }
+  work_on(job, 0);
+  for (int spin = 0; n_busy_.load(std::memory_order_acquire) != 0; ++spin) {
+    if (spin < spins_) {
+      cpu_pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+void ThreadPool::work_on(const Job& job, int thread) {
+  for (int i = 0; i < n_threads_; ++i) {
+    const int owner = (thread + i) % n_threads_;
+    Share& share = shares_[static_cast<size_t>(owner)];
+    for (;;) {
+      if (share.next.load(std::memory_order_relaxed) >= share.end) break;
+      const size_t begin = share.next.fetch_add(job.grain, std::memory_order_relaxed);
+      if (begin >= share.end) break;
+      job.call(job.work, begin, std::min(begin + job.grain, share.end), thread);
+    }
+  }
+}
+
+void ThreadPool::thread_main(int thread) {
+  uint32_t seen = 0;
+  while (wait_for_job(seen)) {
+    ++seen;
+    work_on(job_, thread);
+    n_busy_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+// Returns once a job after `seen` has started, or false when the pool stops.
+bool ThreadPool::wait_for_job(uint32_t seen) {
+  for (int spin = 0; spin < spins_; ++spin) {
+    if (epoch_.load(std::memory_order_acquire) != seen) return true;
+    if (stopping_.load(std::memory_order_relaxed)) return false;
+    cpu_pause();
+  }
+  std::unique_lock<std::mutex> lock(mutex_);
+  n_sleeping_.fetch_add(1, std::memory_order_seq_cst);
+  wake_.wait(lock, [&] { return stopping_.load() || epoch_.load(std::memory_order_seq_cst) != seen; });
+  n_sleeping_.fetch_sub(1, std::memory_order_relaxed);
+  return !stopping_.load();
+}
+
+}  // namespace pyinfer

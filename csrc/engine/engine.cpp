@@ -1,0 +1,105 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "base/cpu.h"
+#include "base/error.h"
+#include "engine/session.h"
+#include "kernels/dispatch.h"
+
+namespace pyinfer {
+namespace {
+
+std::string text(size_t value) { return std::to_string(value); }
+
+// Marks the sessions of a step as busy for its length.
+class Occupied {
+ public:
+  Occupied(std::span<const BatchItem> items, bool (*enter)(Session&), void (*leave)(Session&)) : items_(items), leave_(leave) {
+    for (; n_ < items.size(); ++n_) {
+      if (enter(*items[n_].session)) continue;
+      release();
+      throw Error(ErrorKind::request, "session: expected one step at a time and each session once a batch, found a second step");
+    }
+  }
+  ~Occupied() { release(); }
+  Occupied(const Occupied&) = delete;
+  Occupied& operator=(const Occupied&) = delete;
+
+ private:
+  void release() {
+    for (size_t i = 0; i < n_; ++i) leave_(*items_[i].session);
+  }
+  std::span<const BatchItem> items_;
+  void (*leave_)(Session&);
+  size_t n_ = 0;
+};
+
+}  // namespace
+
+Engine::Engine(std::shared_ptr<const ModelFile> file, int threads, Activations activations)
+    : file_(std::move(file)),
+      model_(*file_, activations),
+      pool_(threads == 0 ? default_threads() : threads),
+      workspace_(active_kernels(), pool_, model_.workspace_shape(kMaxRows)),
+      rows_(std::make_unique<BatchRow[]>(kMaxRows)) {}
+
+MemoryNeeds Engine::memory(size_t context) const {
+  return {file_->file_bytes(), KvShape::n_pages(context) * kv_shape().page_bytes(), workspace_.bytes()};
+}
+
+void Engine::check(std::span<const BatchItem> items) const {
+  size_t n_rows = 0;
+  for (const BatchItem& item : items) {
+    const Session& session = *item.session;
+    if (&session.engine() != this) throw Error(ErrorKind::request, "session: expected one of this engine, found one of another");
+    session.check(item.tokens);
+    n_rows += item.tokens.size();
+  }
+  if (n_rows > kMaxRows) throw Error(ErrorKind::request, "batch: expected at most " + text(kMaxRows) + " tokens a step, found " + text(n_rows));
+  if (!pool_.alive_here()) {
+    throw Error(ErrorKind::request, "engine: expected the process that loaded it, found a fork, where its threads do not exist");
+  }
+}
+
+std::span<const BatchRow> Engine::rows_of(std::span<const BatchItem> items) {
+  size_t n = 0;
+  for (const BatchItem& item : items) {
+    float* logits = item.logits;
+    for (size_t i = 0; i < item.tokens.size(); ++i) {
+      const bool wanted = logits != nullptr && (item.all_logits || i + 1 == item.tokens.size());
+      rows_[n++] = {&item.session->cache_, item.tokens[i], item.session->position_ + i, wanted ? logits : nullptr};
+      if (wanted) logits += spec().n_vocab;
+    }
+  }
+  return {rows_.get(), n};
+}
+
+void Engine::step(std::span<const BatchItem> items, const Poll& poll) {
+  const Occupied occupied(
+      items, [](Session& s) { return s.enter(); }, [](Session& s) { s.leave(); });
+  check(items);
+  const std::lock_guard<std::mutex> lock(turn_);
+  file_->mapping().check_whole();
+  struct Context {
+    std::span<const BatchItem> items;
+    const Poll& poll;
+  } context{items, poll};
+  const Poll any{[](void* c) {
+                   const auto& all = *static_cast<Context*>(c);
+                   const bool asked = std::any_of(all.items.begin(), all.items.end(),
+                                                  [](const BatchItem& item) { return item.session->cancelled_.load(); });
+                   return asked || all.poll.cancelled(all.poll.context);
+                 },
+                 &context};
+  const auto rows = rows_of(items);
+  if (!rows.empty() && !forward(model_, workspace_, rows, any)) {
+    for (const BatchItem& item : items) item.session->cancelled_.store(false);
+    throw Error(ErrorKind::cancelled, "the step was cancelled");
+  }
+  for (const BatchItem& item : items) item.session->position_ += item.tokens.size();
+}
+
+}  // namespace pyinfer

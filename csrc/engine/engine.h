@@ -1,0 +1,60 @@
+// A model with threads and room to work in: immutable to its users, shared by any number of threads, which take turns.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <span>
+
+#include "model/decoder.h"
+#include "model/file.h"
+#include "model/model.h"
+
+namespace pyinfer {
+
+class Session;
+
+struct MemoryNeeds {
+  size_t weights;    // the mapped file
+  size_t kv_cache;   // one session
+  size_t workspace;  // once an engine
+};
+
+// What one session appends in a step.
+struct BatchItem {
+  Session* session;
+  std::span<const int32_t> tokens;
+  float* logits;        // rows of n_vocab floats: for all tokens, for the last, or nullptr
+  bool all_logits;
+};
+
+class Engine {
+ public:
+  // Rows that one pass over the weights takes; longer prompts go through in chunks.
+  static constexpr size_t kMaxRows = 512;
+
+  // `threads` 0 means default_threads().
+  Engine(std::shared_ptr<const ModelFile> file, int threads, Activations activations);
+
+  const ModelSpec& spec() const { return model_.spec; }
+  int n_threads() const { return pool_.n_threads(); }
+  const char* isa() const { return workspace_.kernels.isa; }
+  KvShape kv_shape() const { return model_.kv_shape(); }
+  MemoryNeeds memory(size_t context) const;
+
+  // Appends the items' tokens, at most kMaxRows together, in one pass. Throws before any work where a token, a position or a session is not
+  // as it must be; a cancelled error if `poll` or a session's cancel() says so. Sessions then hold what they held.
+  void step(std::span<const BatchItem> items, const Poll& poll);
+
+ private:
+  void check(std::span<const BatchItem> items) const;
+  std::span<const BatchRow> rows_of(std::span<const BatchItem> items);
+
+  std::shared_ptr<const ModelFile> file_;
+  Model model_;
+  ThreadPool pool_;
+  Workspace workspace_;
+  std::unique_ptr<BatchRow[]> rows_;
+  std::mutex turn_;
+};
+
+}  // namespace pyinfer

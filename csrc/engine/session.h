@@ -1,0 +1,47 @@
+// One timeline of tokens with its KV cache.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "engine/engine.h"
+#include "nn/kv_cache.h"
+
+namespace pyinfer {
+
+class Session {
+ public:
+  // Throws a request error unless 1 ≤ context ≤ 16777216, a memory error if the cache cannot be had.
+  Session(std::shared_ptr<Engine> engine, size_t context);
+
+  Engine& engine() const { return *engine_; }
+  size_t position() const { return position_; }
+  size_t context() const { return context_; }
+  void truncate(size_t position);
+
+  // Throws unless all tokens are of the vocabulary and fit behind those that are held.
+  void check(std::span<const int32_t> tokens) const;
+
+  // Appends tokens in chunks of at most `chunk` rows. `logits` as in BatchItem.
+  void eval(std::span<const int32_t> tokens, float* logits, bool all_logits, size_t chunk, const Poll& poll);
+
+  // Makes a running or the next step throw a cancelled error. From any thread.
+  void cancel() { cancelled_.store(true); }
+
+ private:
+  friend class Engine;
+  // Held while a step runs; a second thread that comes meanwhile gets a request error.
+  bool enter() { return !busy_.exchange(true); }
+  void leave() { busy_.store(false); }
+
+  std::shared_ptr<Engine> engine_;
+  size_t context_;
+  KvCache cache_;
+  size_t position_ = 0;
+  std::atomic<bool> cancelled_{false};
+  std::atomic<bool> busy_{false};
+};
+
+}  // namespace pyinfer

@@ -1,0 +1,43 @@
+// What all packed matrices share: tiles of 16 rows, groups of columns, blocks of 32 integers. See docs/model-file.md.
+// Includes C headers only and defines everything with internal linkage, so that kernels may use it.
+#pragma once
+
+#include <stdint.h>
+
+namespace pyinfer {
+namespace {
+
+constexpr int kTileRows = 16;
+constexpr int kBlock = 32;           // columns that share a scale
+constexpr int kQuantGroup = 64;      // columns a group of the quantised formats
+constexpr int kFloatGroup = 4;       // columns a group of the float formats
+
+// One block of one row, before it is put into a tile: value = d · q + m (q4: d · (q − 8)).
+struct Block {
+  int8_t q[kBlock];
+  uint16_t d;  // half
+  uint16_t m;  // half; 0 in formats without a minimum
+};
+
+// Where an 8-bit integer lies among the 512 bytes of a block of 16 rows.
+inline int byte_index(int row, int column) { return 64 * (column / 4) + 4 * row + column % 4; }
+// Where a 4-bit integer lies among the 256 bytes: columns 0…15 in low nibbles, 16…31 in high ones.
+inline int nibble_index(int row, int column) { return byte_index(row, column % 16); }
+
+inline void put_bytes(int8_t* tile, int row, const int8_t* q) {
+  for (int column = 0; column < kBlock; ++column) tile[byte_index(row, column)] = q[column];
+}
+
+inline void put_nibbles(uint8_t* tile, int row, const int8_t* q) {
+  for (int column = 0; column < kBlock / 2; ++column) {
+    tile[nibble_index(row, column)] = (uint8_t)(q[column] | (q[column + kBlock / 2] << 4));
+  }
+}
+
+inline int get_nibble(const uint8_t* tile, int row, int column) {
+  const int byte = tile[nibble_index(row, column)];
+  return column < kBlock / 2 ? byte & 15 : byte >> 4;
+}
+
+}  // namespace
+}  // namespace pyinfer

@@ -1,0 +1,137 @@
+// Attention with online softmax over pages of 64 positions.
+//
+// For each query, page by page:  s = q · K;  m' = max(m, max s);  p = e^(s − m');  l = l · e^(m − m') + Σp;  o = o · e^(m − m') + p · V
+// and at the end out = o / l. Pages begin at multiples of 64 whatever the batch, and every query has sums of its own, so its bits
+// do not depend on the other rows or on how a prompt was cut into chunks.
+//
+// Both products are the same small kernel: out(Q, columns) += a(Q, n) · b(n, columns) with b in halves; for scores b is a page
+// of K, (head_dim, positions), for the output a page of V, (positions, head_dim).
+#pragma once
+
+#include "kernels/kernels.h"
+#include "kernels/rows.inl.h"
+
+namespace pyinfer {
+namespace {
+
+constexpr float kMinusInfinity = -3.0e38f;  // finite: differences of two must not be NaN
+
+// The state of up to kQueries queries on their way through the pages.
+struct Queries {
+  int n;                                 // queries in use
+  int n_seen[kQueries];                  // positions each sees
+  const float* q[kQueries];
+  float s[kQueries][kPagePositions];     // scores, then weights
+  float o[kQueries][kMaxHeadDim];        // padded to whole vectors
+  float m[kQueries];                     // largest score so far
+  float l[kQueries];                     // sum of weights so far
+};
+
+// V vectors of kLanes columns for Q rows: out += a · b.
+template <int Q, int V>
+inline void multiply_add(const float* const* a, int n, const uint16_t* b, int b_stride, float* out, int out_stride) {
+  F sums[Q][V];
+  for (int i = 0; i < Q; ++i) {
+    for (int v = 0; v < V; ++v) sums[i][v] = f_load(out + i * out_stride + v * kLanes);
+  }
+  for (int k = 0; k < n; ++k, b += b_stride) {
+    F row[V];
+    for (int v = 0; v < V; ++v) row[v] = f_load_half(b + v * kLanes);
+    for (int i = 0; i < Q; ++i) {
+      const F factor = f_set(a[i][k]);
+      for (int v = 0; v < V; ++v) sums[i][v] = f_fma(factor, row[v], sums[i][v]);
+    }
+  }
+  for (int i = 0; i < Q; ++i) {
+    for (int v = 0; v < V; ++v) f_store(out + i * out_stride + v * kLanes, sums[i][v]);
+  }
+}
+
+// All columns, four vectors at a time.
+template <int Q>
+inline void multiply_add_columns(const float* const* a, int n, const uint16_t* b, int b_stride, int columns, float* out, int out_stride) {
+  int c = 0;
+  for (; c + 4 * kLanes <= columns; c += 4 * kLanes) multiply_add<Q, 4>(a, n, b + c, b_stride, out + c, out_stride);
+  for (; c < columns; c += kLanes) multiply_add<Q, 1>(a, n, b + c, b_stride, out + c, out_stride);
+}
+
+// As above with the number of queries as a constant: 1 … Q.
+template <int Q>
+inline void multiply_add_queries(int n_queries, const float* const* a, int n, const uint16_t* b, int b_stride, int columns, float* out,
+                                 int out_stride) {
+  if constexpr (Q == 1) {
+    multiply_add_columns<1>(a, n, b, b_stride, columns, out, out_stride);
+  } else if (n_queries == Q) {
+    multiply_add_columns<Q>(a, n, b, b_stride, columns, out, out_stride);
+  } else {
+    multiply_add_queries<Q - 1>(n_queries, a, n, b, b_stride, columns, out, out_stride);
+  }
+}
+
+// Scores of one page to weights; returns the factor for what was summed before.
+inline float soften(float* s, int n_valid, float* m, float* l) {
+  for (int i = n_valid; i < kPagePositions; ++i) s[i] = kMinusInfinity;
+  F largest = f_set(*m);
+  for (int i = 0; i < kPagePositions; i += kLanes) largest = f_max(largest, f_load(s + i));
+  const float m_new = f_hmax(largest);
+  F sums = f_zero();
+  for (int i = 0; i < kPagePositions; i += kLanes) {
+    const F p = f_exp(f_sub(f_load(s + i), f_set(m_new)));
+    f_store(s + i, p);
+    sums = f_add(sums, p);
+  }
+  float factor[kLanes];
+  f_store(factor, f_exp(f_set(*m - m_new)));
+  *l = *l * factor[0] + f_sum(sums);
+  *m = m_new;
+  return factor[0];
+}
+
+inline void scale_row(float* row, int n, float factor) {
+  for (int i = 0; i < n; i += kLanes) f_store(row + i, f_mul(f_load(row + i), f_set(factor)));
+}
+
+inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
+  const int start = page * kPagePositions;
+  const uint16_t* k = args.pages[page] + args.k_offset;
+  const uint16_t* v = args.pages[page] + args.v_offset;
+  int longest = 0;
+  memset(queries.s, 0, sizeof queries.s);
+  multiply_add_queries<kQueries>(queries.n, queries.q, args.head_dim, k, kPagePositions, kPagePositions, queries.s[0], kPagePositions);
+  const float* weights[kQueries];
+  for (int i = 0; i < queries.n; ++i) {
+    int n_valid = queries.n_seen[i] - start;
+    n_valid = n_valid < 0 ? 0 : n_valid > kPagePositions ? kPagePositions : n_valid;
+    longest = n_valid > longest ? n_valid : longest;
+    const float factor = soften(queries.s[i], n_valid, &queries.m[i], &queries.l[i]);
+    scale_row(queries.o[i], args.v_stride, factor);
+    weights[i] = queries.s[i];
+  }
+  multiply_add_queries<kQueries>(queries.n, weights, longest, v, args.v_stride, args.v_stride, queries.o[0], kMaxHeadDim);
+}
+
+void attend(const AttendArgs& args) {
+  Queries queries;
+  const int n_queries = args.n_rows * args.n_heads;
+  for (int first = 0; first < n_queries; first += kQueries) {
+    queries.n = n_queries - first < kQueries ? n_queries - first : kQueries;
+    int n_seen = 0;
+    for (int i = 0; i < queries.n; ++i) {
+      const int row = (first + i) / args.n_heads, head = (first + i) % args.n_heads;
+      queries.q[i] = args.q + (size_t)row * args.q_stride + (size_t)(head * args.head_dim);
+      n_seen = queries.n_seen[i] = args.first_position + row + 1;
+      queries.m[i] = kMinusInfinity;
+      queries.l[i] = 0.0f;
+      memset(queries.o[i], 0, (size_t)args.v_stride * sizeof(float));
+    }
+    for (int page = 0; page * kPagePositions < n_seen; ++page) attend_page(queries, args, page);
+    for (int i = 0; i < queries.n; ++i) {
+      const int row = (first + i) / args.n_heads, head = (first + i) % args.n_heads;
+      float* out = args.out + (size_t)row * args.out_stride + (size_t)(head * args.head_dim);
+      for (int d = 0; d < args.head_dim; ++d) out[d] = queries.o[i][d] / queries.l[i];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace pyinfer

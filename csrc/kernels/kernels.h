@@ -1,0 +1,79 @@
+// The function table that every instruction set fills: all arithmetic of a forward pass.
+// Kernels know blocks and pointers; never files, threads, tensors' names or sessions. They do not allocate and cannot fail.
+// Includes C headers only, as does all that the kernel units include (see ARCHITECTURE.md).
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace pyinfer {
+
+// Positions a KV page holds, and the chunk in which attention walks the past. Fixed: bits depend on it.
+enum { kPagePositions = 64 };
+// Columns that activation panels are padded to with zeros: the widest group of any format.
+enum { kPanelCols = 64 };
+// Rows of activations that a panel may hold at most, in any instruction set.
+enum { kMaxPanelRows = 16 };
+enum { kMaxHeadDim = 1024 };
+
+// A panel holds 1 … panel_rows rows of activations, interleaved so that a kernel reads it as one stream.
+//
+// int8 panel of R rows: for each block of 32 columns
+//   int8_t q[8][R][4];   four columns of a row together, as one 32-bit lane of a dot product
+//   float scale[R];      value = scale · q; scale = max|x| / 127 over the block
+//   float sum[R];        scale · Σq, for formats with a minimum
+//   int32_t bias[R];     −8 · Σq, the start value that takes the offset of unsigned weights back
+// f32 panel of R rows: float x[columns][R].
+enum { kPanelBlockBytes = 44 };  // bytes a row and block of the int8 panel
+
+struct MatmulArgs {
+  const uint8_t* tiles;  // n_tiles packed tiles of 16 weight rows
+  size_t n_tiles;
+  size_t tile_bytes;
+  size_t n_groups;       // column groups a tile
+  const uint8_t* panel;
+  int n_rows;            // rows in the panel
+  float* out;            // out[row · out_stride + 16 · tile + i], whole tiles are written
+  size_t out_stride;
+  bool accumulate;       // out += product, instead of out = product
+};
+typedef void (*Matmul)(const MatmulArgs&);
+
+// Attention of n_rows consecutive positions of one sequence, for the query heads that share one KV head.
+struct AttendArgs {
+  const float* q;        // (n_rows, q_stride), of each row n_heads · head_dim; rotated and scaled
+  size_t q_stride;
+  float* out;            // (n_rows, out_stride), of each row n_heads · head_dim
+  size_t out_stride;
+  int n_rows;
+  int n_heads;           // query heads of the group
+  int head_dim;
+  int first_position;    // row r sees positions 0 … first_position + r
+  const uint16_t* const* pages;  // where each page begins; this head's K lies at k_offset, V at v_offset, in halves
+  size_t k_offset;       // K: (head_dim, kPagePositions)
+  size_t v_offset;       // V: (kPagePositions, v_stride)
+  int v_stride;
+};
+
+struct Kernels {
+  const char* isa;
+  int panel_rows;  // most rows of a panel, of either kind
+  // By format number; entry 0 (vector) and int8 entries of float formats are null.
+  Matmul matmul_int8[16];
+  Matmul matmul_f32[16];
+
+  // n_rows rows of `cols` floats into a panel, columns padded with zeros to a multiple of kPanelCols.
+  void (*pack_int8)(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel);
+  void (*pack_f32)(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel);
+  // out = x / sqrt(mean(x²) + eps) · weight, over n values.
+  void (*rms_norm)(const float* x, const float* weight, float eps, size_t n, float* out);
+  // out = silu(gate) · up, over n values (a multiple of 16); silu(g) = g / (1 + e^−g). `out` may be `gate`.
+  void (*swiglu)(const float* gate, const float* up, size_t n, float* out);
+  // Rotates pairs (i, i + half) of a head by angles with the given cosines and sines (half each), then scales `n` values.
+  void (*rope)(float* head, const float* cosines, const float* sines, size_t half, size_t n, float scale);
+  // One position's K (as a column) and V (as a row) of one head into a page, as halves, saturating.
+  void (*store_kv)(const float* k, const float* v, int head_dim, uint16_t* k_column, uint16_t* v_row);
+  void (*attend)(const AttendArgs&);
+};
+
+}  // namespace pyinfer

@@ -1,0 +1,143 @@
+// Work on single rows: packing activations, rms-norm, SwiGLU, rotary embedding, storing K and V.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include "formats/tile.h"
+#include "kernels/kernels.h"
+
+namespace pyinfer {
+namespace {
+
+// e^x for x ≤ 88, within 2 ulp; 0 below −87. x = n·ln 2 + r, |r| ≤ ln 2 / 2; e^r by its Taylor polynomial of degree 7 (the rest
+// is below 2^-27), whose constant term is exactly 1, so that e^0 = 1.
+inline F f_exp(F x) {
+  const F clamped = f_max(x, f_set(-87.0f));
+  const I n = f_round(f_mul(clamped, f_set(1.44269504f)));
+  const F nf = f_from_i(n);
+  // ln 2 in two parts, the first with few enough bits that n · part is exact.
+  F r = f_fma(nf, f_set(-0.693359375f), clamped);
+  r = f_fma(nf, f_set(2.12194440e-4f), r);
+  F p = f_set(1.0f / 5040.0f);
+  p = f_fma(p, r, f_set(1.0f / 720.0f));
+  p = f_fma(p, r, f_set(1.0f / 120.0f));
+  p = f_fma(p, r, f_set(1.0f / 24.0f));
+  p = f_fma(p, r, f_set(1.0f / 6.0f));
+  p = f_fma(p, r, f_set(0.5f));
+  p = f_fma(p, r, f_set(1.0f));
+  p = f_fma(p, r, f_set(1.0f));
+  const F power = f_from_bits(i_shl(i_add(n, i_set(127)), 23));  // 2^n
+  return f_keep_from(f_mul(p, power), x, f_set(-87.0f));
+}
+
+// Quantises one block of 32 values: q = round(x · 127 / max|x|).
+inline void quantize_block(const float* x, int8_t* q, float* scale, int32_t* sum) {
+  F largest = f_zero();
+  for (int i = 0; i < kBlock; i += kLanes) largest = f_max(largest, f_abs(f_load(x + i)));
+  const float magnitude = f_hmax(largest);
+  const F inverse = f_set(magnitude > 0.0f ? 127.0f / magnitude : 0.0f);
+  I total = i_set(0);
+  for (int i = 0; i < kBlock; i += kLanes) {
+    const I rounded = f_round(f_mul(f_load(x + i), inverse));
+    i_store_bytes(q + i, rounded);
+    total = i_add(total, rounded);
+  }
+  *scale = magnitude / 127.0f;
+  *sum = i_sum(total);
+}
+
+// Puts block `b` of row `r` into an int8 panel of `n_rows` rows.
+inline void put_panel_block(const float* x, int r, int n_rows, uint8_t* block) {
+  int8_t q[kBlock];
+  float scale;
+  int32_t sum;
+  quantize_block(x, q, &scale, &sum);
+  for (int j = 0; j < kBlock / 4; ++j) memcpy(block + 4 * (j * n_rows + r), q + 4 * j, 4);
+  uint8_t* tail = block + kBlock * n_rows;
+  const float scaled_sum = scale * (float)sum;
+  const int32_t bias = -8 * sum;
+  memcpy(tail + 4 * r, &scale, 4);
+  memcpy(tail + 4 * (n_rows + r), &scaled_sum, 4);
+  memcpy(tail + 4 * (2 * n_rows + r), &bias, 4);
+}
+
+void pack_int8(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel) {
+  const size_t padded = (cols + kPanelCols - 1) / kPanelCols * kPanelCols;
+  for (size_t c = 0; c < padded; c += kBlock, panel += kPanelBlockBytes * n_rows) {
+    for (int r = 0; r < n_rows; ++r) {
+      const float* row = x + (size_t)r * stride;
+      if (c + kBlock <= cols) {
+        put_panel_block(row + c, r, n_rows, panel);
+      } else {
+        float tail[kBlock] = {};
+        if (c < cols) memcpy(tail, row + c, (cols - c) * sizeof(float));
+        put_panel_block(tail, r, n_rows, panel);
+      }
+    }
+  }
+}
+
+void pack_f32(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel) {
+  const size_t padded = (cols + kPanelCols - 1) / kPanelCols * kPanelCols;
+  float* out = (float*)panel;
+  for (size_t c = 0; c < padded; ++c) {
+    for (int r = 0; r < n_rows; ++r) *out++ = c < cols ? x[(size_t)r * stride + c] : 0.0f;
+  }
+}
+
+void rms_norm(const float* x, const float* weight, float eps, size_t n, float* out) {
+  F sums = f_zero();
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) sums = f_fma(f_load(x + i), f_load(x + i), sums);
+  float sum = f_sum(sums);
+  for (; i < n; ++i) sum += x[i] * x[i];
+  const float factor = 1.0f / sqrtf(sum / (float)n + eps);
+  for (i = 0; i + kLanes <= n; i += kLanes) {
+    f_store(out + i, f_mul(f_mul(f_load(x + i), f_set(factor)), f_load(weight + i)));
+  }
+  for (; i < n; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+void swiglu(const float* gate, const float* up, size_t n, float* out) {
+  for (size_t i = 0; i < n; i += kLanes) {
+    const F g = f_load(gate + i);
+    const F e = f_exp(f_min(f_sub(f_zero(), g), f_set(88.0f)));
+    f_store(out + i, f_mul(f_div(g, f_add(f_set(1.0f), e)), f_load(up + i)));
+  }
+}
+
+void rope(float* head, const float* cosines, const float* sines, size_t half, size_t n, float scale) {
+  for (size_t i = 0; i < half; ++i) {
+    const float a = head[i], b = head[i + half];
+    head[i] = a * cosines[i] - b * sines[i];
+    head[i + half] = a * sines[i] + b * cosines[i];
+  }
+  for (size_t i = 0; i < n; ++i) head[i] *= scale;
+}
+
+// Largest finite half: what is larger saturates, so that a page never holds infinities.
+inline F f_saturate_half(F x) { return f_max(f_min(x, f_set(65504.0f)), f_set(-65504.0f)); }
+
+// `n` floats as halves.
+inline void to_halves(const float* x, int n, uint16_t* out) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) f_store_half(out + i, f_saturate_half(f_load(x + i)));
+  if (i < n) {
+    float tail[kLanes] = {};
+    uint16_t halves[kLanes];
+    memcpy(tail, x + i, (size_t)(n - i) * sizeof(float));
+    f_store_half(halves, f_saturate_half(f_load(tail)));
+    memcpy(out + i, halves, (size_t)(n - i) * sizeof(uint16_t));
+  }
+}
+
+void store_kv(const float* k, const float* v, int head_dim, uint16_t* k_column, uint16_t* v_row) {
+  uint16_t halves[kMaxHeadDim];
+  to_halves(k, head_dim, halves);
+  for (int i = 0; i < head_dim; ++i) k_column[i * kPagePositions] = halves[i];
+  to_halves(v, head_dim, v_row);
+}
+
+}  // namespace
+}  // namespace pyinfer

@@ -1,0 +1,43 @@
+// Compiled once per instruction set, with PYINFER_ISA_NAME set to its name and PYINFER_ISA_HEADER to its vocabulary.
+// Exports one function and defines all else with internal linkage: a weak symbol from here could be chosen by the linker for the
+// whole program and kill it on an older CPU. tools/check_symbols.py holds that.
+#include "kernels/kernels.h"
+
+#include PYINFER_ISA_HEADER
+#include "kernels/matmul.inl.h"
+#include "kernels/rows.inl.h"
+#include "kernels/attend.inl.h"
+
+namespace pyinfer {
+namespace {
+
+#define PYINFER_STRING(x) #x
+#define PYINFER_NAME(x) PYINFER_STRING(x)
+#define PYINFER_FORMAT(name, type) matmul_int8_entry<type>(),
+constexpr Kernels kTable = {
+    PYINFER_NAME(PYINFER_ISA_NAME),
+    kPanelRows,
+    {nullptr,
+#include "formats/formats.inc"
+    },
+#undef PYINFER_FORMAT
+#define PYINFER_FORMAT(name, type) matmul_f32<type>,
+    {nullptr,
+#include "formats/formats.inc"
+    },
+#undef PYINFER_FORMAT
+    pack_int8,
+    pack_f32,
+    rms_norm,
+    swiglu,
+    rope,
+    store_kv,
+    attend,
+};
+
+}  // namespace
+}  // namespace pyinfer
+
+#define PYINFER_JOIN(a, b) a##b
+#define PYINFER_SYMBOL(name) PYINFER_JOIN(pyinfer_kernels_, name)
+extern "C" const pyinfer::Kernels* PYINFER_SYMBOL(PYINFER_ISA_NAME)() { return &pyinfer::kTable; }

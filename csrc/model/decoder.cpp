@@ -1,0 +1,84 @@
+#include "model/decoder.h"
+
+#include <cstring>
+
+#include "formats/format.h"
+#include "nn/attention.h"
+#include "nn/linear.h"
+
+namespace pyinfer {
+namespace {
+
+// Runs of rows that are consecutive positions of one sequence. Writes to `segments`, which has room for one a row.
+std::span<const Segment> find_segments(std::span<const BatchRow> rows, Segment* segments) {
+  size_t n = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const bool continues = i > 0 && rows[i].cache == rows[i - 1].cache && rows[i].position == rows[i - 1].position + 1;
+    if (continues) {
+      ++segments[n - 1].n_rows;
+    } else {
+      segments[n++] = {rows[i].cache, i, 1, rows[i].position};
+    }
+  }
+  return {segments, n};
+}
+
+void embed(const Model& model, Workspace& w, std::span<const BatchRow> rows) {
+  w.pool.run(rows.size(), 8, [&](size_t begin, size_t end, int) {
+    for (size_t i = begin; i < end; ++i) {
+      unpack_row(model.embedding.format, model.embedding.tiles, model.embedding.cols, static_cast<size_t>(rows[i].token),
+                 w.x + i * w.x_stride);
+    }
+  });
+}
+
+void attention_block(const Model& model, const Layer& layer, Workspace& w, std::span<const Segment> segments, size_t index, size_t n) {
+  const ModelSpec& s = model.spec;
+  const LinearInput x{w.x, w.x_stride, n, s.dim, layer.attn_norm, s.norm_eps, model.activations};
+  linear(w, x,
+         {{&layer.q, w.qkv, w.qkv_stride, false},
+          {&layer.k, w.qkv + w.q_width, w.qkv_stride, false},
+          {&layer.v, w.qkv + w.q_width + w.kv_width, w.qkv_stride, false}});
+  attention(w, {s.n_heads, s.n_kv_heads, s.head_dim, s.rope_dim / 2, s.attention_scale}, segments, index);
+  const LinearInput attended{w.attended, w.q_width, n, s.q_width(), nullptr, 0.0f, model.activations};
+  linear(w, attended, {{&layer.o, w.x, w.x_stride, true}});
+}
+
+void feed_forward_block(const Model& model, const Layer& layer, Workspace& w, size_t n) {
+  const ModelSpec& s = model.spec;
+  const LinearInput x{w.x, w.x_stride, n, s.dim, layer.ffn_norm, s.norm_eps, model.activations};
+  linear_swiglu(w, x, layer.gate, layer.up, w.hidden, w.hidden_stride);
+  const LinearInput hidden{w.hidden, w.hidden_stride, n, s.n_ff, nullptr, 0.0f, model.activations};
+  linear(w, hidden, {{&layer.down, w.x, w.x_stride, true}});
+}
+
+// Logits of the rows that asked: those rows are moved together first, so that only they meet the head.
+void logits(const Model& model, Workspace& w, std::span<const BatchRow> rows) {
+  size_t n = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].logits == nullptr) continue;
+    if (i != n) std::memcpy(w.x + n * w.x_stride, w.x + i * w.x_stride, w.x_stride * sizeof(float));
+    w.wanted[n++] = rows[i].logits;
+  }
+  if (n == 0) return;
+  const ModelSpec& s = model.spec;
+  const LinearInput x{w.x, w.x_stride, n, s.dim, model.final_norm, s.norm_eps, model.activations};
+  linear_scatter(w, x, model.head, w.wanted);
+}
+
+}  // namespace
+
+bool forward(const Model& model, Workspace& w, std::span<const BatchRow> rows, const Poll& poll) {
+  const auto segments = find_segments(rows, w.segments);
+  embed(model, w, rows);
+  rope_angles(w, segments, model.rope_freqs, model.spec.rope_magnitude);
+  for (size_t i = 0; i < model.layers.size(); ++i) {
+    if (poll.cancelled(poll.context)) return false;
+    attention_block(model, model.layers[i], w, segments, i, rows.size());
+    feed_forward_block(model, model.layers[i], w, rows.size());
+  }
+  logits(model, w, rows);
+  return true;
+}
+
+}  // namespace pyinfer

@@ -1,0 +1,209 @@
+#include "model/file.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <set>
+#include <utility>
+
+#include "base/buffer.h"
+#include "base/crc32.h"
+#include "base/error.h"
+
+namespace pyinfer {
+namespace {
+
+constexpr char kMagic[8] = "PYINFER";
+constexpr uint64_t kMaxMetadata = 64ull << 20;
+constexpr uint64_t kMaxTokenizer = 256ull << 20;
+constexpr uint64_t kWeightsAlignment = 4096;
+
+struct Shape {
+  const char* name;
+  bool layered;
+  bool vector;
+  uint64_t rows;
+  uint64_t cols;
+};
+
+// What the specification asks of a role; nullptr name for a number that is no role.
+Shape shape_of(Role role, const ModelSpec& s) {
+  switch (role) {
+#define PYINFER_ROLE(name, number, layered, vector, rows, cols) \
+  case Role::name:                                              \
+    return {#name, layered, vector, rows, cols};
+#include "model/roles.inc"
+#undef PYINFER_ROLE
+  }
+  return {nullptr, false, false, 0, 0};
+}
+
+bool is_absent(Role role, const ModelSpec& s) {
+  return (role == Role::head && s.tied_head()) || (role == Role::rope_freqs && s.rope_dim == 0);
+}
+
+uint64_t n_expected(const ModelSpec& s) {
+  uint64_t n = 0;
+#define PYINFER_ROLE(name, number, layered, vector, rows, cols) n += is_absent(Role::name, s) ? 0 : layered ? s.n_layers : 1;
+#include "model/roles.inc"
+#undef PYINFER_ROLE
+  return n;
+}
+
+std::string text(uint64_t value) { return std::to_string(value); }
+
+}  // namespace
+
+const char* role_name(Role role) {
+  const char* name = shape_of(role, ModelSpec{}).name;
+  return name != nullptr ? name : "unknown";
+}
+
+ModelFile::ModelFile(const std::string& path) : file_(path) {
+  check_header();
+  check_head_crc();
+  check_padding();
+  check_spec();
+  check_table();
+}
+
+std::span<const TensorRecord> ModelFile::tensors() const {
+  const auto* first = reinterpret_cast<const TensorRecord*>(file_.data() + header().table_offset);
+  return {first, header().table_bytes / sizeof(TensorRecord)};
+}
+
+std::span<const uint8_t> ModelFile::metadata() const {
+  return blob(header().metadata_offset, header().metadata_bytes, header().metadata_crc, "metadata");
+}
+
+std::span<const uint8_t> ModelFile::tokenizer() const {
+  return blob(header().tokenizer_offset, header().tokenizer_bytes, header().tokenizer_crc, "tokenizer");
+}
+
+bool ModelFile::verify(const TensorRecord& tensor) const {
+  file_.check_whole();
+  return crc32(0, bytes_of(tensor), tensor.bytes) == tensor.crc;
+}
+
+std::span<const uint8_t> ModelFile::blob(uint64_t offset, uint64_t bytes, uint32_t crc, const char* name) const {
+  file_.check_whole();
+  const std::span<const uint8_t> data{file_.data() + offset, bytes};
+  const uint32_t found = crc32(0, data.data(), data.size());
+  if (found != crc) refuse(name, "checksum " + text(crc), text(found));
+  return data;
+}
+
+void ModelFile::refuse(const std::string& field, const std::string& expected, const std::string& found) const {
+  throw Error(ErrorKind::model_file, file_.path() + ": " + field + ": expected " + expected + ", found " + found);
+}
+
+void ModelFile::expect(const std::string& field, uint64_t found, uint64_t expected) const {
+  if (found != expected) refuse(field, text(expected), text(found));
+}
+
+void ModelFile::expect_within(const std::string& field, uint64_t found, uint64_t low, uint64_t high) const {
+  if (found < low || found > high) refuse(field, text(low) + " to " + text(high), text(found));
+}
+
+void ModelFile::check_header() const {
+  if (file_.size() < sizeof(FileHeader)) refuse("file", "at least 128 bytes", text(file_.size()));
+  const FileHeader& h = header();
+  if (std::memcmp(h.magic, kMagic, sizeof kMagic) != 0) refuse("magic", "\"PYINFER\"", "something else: not a model.bin");
+  expect("version", h.version, 1);
+  expect("header_bytes", h.header_bytes, sizeof(FileHeader));
+  expect("file_bytes (the file is cut or has grown)", file_.size(), h.file_bytes);
+  expect("spec_offset", h.spec_offset, sizeof(FileHeader));
+  expect("spec_bytes", h.spec_bytes, sizeof(ModelSpec));
+  expect("table_offset", h.table_offset, sizeof(FileHeader) + sizeof(ModelSpec));
+  // Each size is held against what is left of the file, so that no sum below can wrap.
+  expect_within("table_bytes", h.table_bytes, 0, h.file_bytes - std::min<uint64_t>(h.file_bytes, h.table_offset));
+  if (h.table_bytes % sizeof(TensorRecord) != 0) refuse("table_bytes", "a multiple of 64", text(h.table_bytes));
+  expect("metadata_offset", h.metadata_offset, h.table_offset + h.table_bytes);
+  expect_within("metadata_bytes", h.metadata_bytes, 0, std::min(kMaxMetadata, h.file_bytes - h.metadata_offset));
+  expect("tokenizer_offset", h.tokenizer_offset, h.metadata_offset + h.metadata_bytes);
+  expect_within("tokenizer_bytes", h.tokenizer_bytes, 0, std::min(kMaxTokenizer, h.file_bytes - h.tokenizer_offset));
+  expect("weights_offset", h.weights_offset, round_up(h.tokenizer_offset + h.tokenizer_bytes, kWeightsAlignment));
+  expect_within("weights_offset", h.weights_offset, 0, h.file_bytes);
+  expect("weights_bytes", h.weights_bytes, h.file_bytes - h.weights_offset);
+  for (const uint8_t byte : h.reserved) expect("reserved", byte, 0);
+}
+
+void ModelFile::check_head_crc() const {
+  const FileHeader& h = header();
+  uint32_t crc = crc32(0, &h, offsetof(FileHeader, head_crc));
+  crc = crc32(crc, file_.data() + h.spec_offset, h.spec_bytes + h.table_bytes);
+  expect("head_crc", h.head_crc, crc);
+}
+
+void ModelFile::check_padding() const {
+  const uint8_t* end = file_.data() + header().weights_offset;
+  for (const uint8_t* p = file_.data() + header().tokenizer_offset + header().tokenizer_bytes; p != end; ++p) {
+    expect("padding before the weights", *p, 0);
+  }
+}
+
+void ModelFile::check_spec() const {
+  const ModelSpec& s = spec();
+  expect("spec_version", s.spec_version, 1);
+  expect_within("n_layers", s.n_layers, 1, 1024);
+  expect_within("dim", s.dim, 1, 65536);
+  expect_within("n_heads", s.n_heads, 1, 1024);
+  expect_within("n_kv_heads", s.n_kv_heads, 1, s.n_heads);
+  if (s.n_heads % s.n_kv_heads != 0) refuse("n_kv_heads", "a divisor of n_heads = " + text(s.n_heads), text(s.n_kv_heads));
+  expect_within("head_dim", s.head_dim, 2, 1024);
+  if (s.head_dim % 2 != 0) refuse("head_dim", "an even number", text(s.head_dim));
+  expect_within("n_ff", s.n_ff, 1, 1048576);
+  expect_within("n_vocab", s.n_vocab, 1, 4194304);
+  expect_within("context", s.context, 1, 16777216);
+  expect_within("rope_dim", s.rope_dim, 0, s.head_dim);
+  if (s.rope_dim % 2 != 0) refuse("rope_dim", "an even number", text(s.rope_dim));
+  if (!(s.norm_eps >= 0.0f && s.norm_eps < 1.0f)) refuse("norm_eps", "0 to 1", std::to_string(s.norm_eps));
+  for (const auto& [name, value] : {std::pair{"rope_magnitude", s.rope_magnitude}, std::pair{"attention_scale", s.attention_scale}}) {
+    if (!(std::isfinite(value) && value > 0.0f)) refuse(name, "a positive number", std::to_string(value));
+  }
+  expect_within("flags", s.flags, 0, 1);
+  for (const uint32_t word : s.reserved) expect("spec reserved", word, 0);
+}
+
+void ModelFile::check_table() const {
+  const auto records = tensors();
+  const uint64_t n = n_expected(spec());
+  if (records.size() != n) refuse("table_bytes", text(n * sizeof(TensorRecord)) + " for " + text(n) + " tensors", text(header().table_bytes));
+  std::set<std::pair<Role, uint32_t>> seen;
+  uint64_t end = header().weights_offset;
+  for (const TensorRecord& tensor : records) {
+    check_tensor(tensor, end);
+    end = tensor.offset + tensor.bytes;
+    const std::string name = std::string(role_name(tensor.role)) + " of layer " + text(tensor.layer);
+    if (!seen.emplace(tensor.role, tensor.layer).second) refuse("table", "one tensor " + name, "two");
+  }
+  expect_within("end of the last tensor", end, file_.size() - std::min<size_t>(file_.size(), kAlignment - 1), file_.size());
+}
+
+void ModelFile::check_tensor(const TensorRecord& tensor, uint64_t previous_end) const {
+  const ModelSpec& s = spec();
+  const Shape shape = shape_of(tensor.role, s);
+  if (shape.name == nullptr) refuse("tensor role", "a known role", text(static_cast<uint32_t>(tensor.role)));
+  const std::string name = std::string("tensor ") + shape.name;
+  if (is_absent(tensor.role, s)) refuse(name, "none, by the specification", "one");
+  if (shape.layered) {
+    expect_within(name + " layer", tensor.layer, 0, s.n_layers - 1);
+  } else {
+    expect(name + " layer", tensor.layer, kNoLayer);
+  }
+  if (shape.vector) {
+    expect(name + " format", static_cast<uint32_t>(tensor.format), 0);
+  } else {
+    expect_within(name + " format", static_cast<uint32_t>(tensor.format), 1, kFormats - 1);
+  }
+  expect(name + " rows", tensor.rows, shape.rows);
+  expect(name + " cols", tensor.cols, shape.cols);
+  expect(name + " bytes", tensor.bytes, packed_bytes(tensor.format, tensor.rows, tensor.cols));
+  expect(name + " offset", tensor.offset, round_up(previous_end, kAlignment));
+  if (tensor.bytes > file_.size() - std::min<uint64_t>(file_.size(), tensor.offset)) {
+    refuse(name + " offset + bytes", "at most the file's " + text(file_.size()), text(tensor.offset) + " + " + text(tensor.bytes));
+  }
+  expect(name + " reserved", tensor.reserved0 | tensor.reserved1[0] | tensor.reserved1[1] | tensor.reserved1[2], 0);
+}
+
+}  // namespace pyinfer

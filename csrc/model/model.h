@@ -1,0 +1,39 @@
+// A model ready to run: views into the mapped file, in the order in which a step meets them.
+#pragma once
+
+#include <vector>
+
+#include "model/file.h"
+#include "model/spec.h"
+#include "nn/kv_cache.h"
+#include "nn/tensor.h"
+#include "nn/workspace.h"
+
+namespace pyinfer {
+
+struct Layer {
+  const float* attn_norm;  // (dim)
+  Matrix q;                // (n_heads · head_dim, dim)
+  Matrix k, v;             // (n_kv_heads · head_dim, dim)
+  Matrix o;                // (dim, n_heads · head_dim)
+  const float* ffn_norm;   // (dim)
+  Matrix gate, up;         // (n_ff, dim)
+  Matrix down;             // (dim, n_ff)
+};
+
+struct Model {
+  Model(const ModelFile& file, Activations activations);
+
+  ModelSpec spec;
+  Activations activations;
+  Matrix embedding;          // (n_vocab, dim)
+  std::vector<Layer> layers;
+  const float* final_norm;   // (dim)
+  Matrix head;               // (n_vocab, dim); the embedding where the head is tied
+  const float* rope_freqs;   // (rope_dim / 2)
+
+  WorkspaceShape workspace_shape(size_t max_rows) const;
+  KvShape kv_shape() const { return {spec.n_layers, spec.n_kv_heads, spec.head_dim}; }
+};
+
+}  // namespace pyinfer

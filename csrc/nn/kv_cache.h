@@ -1,0 +1,50 @@
+// The keys and values of one sequence, as halves, in pages of 64 positions. A page holds all layers and heads:
+//   [layer][kv head] { K (head_dim, 64), V (64, v_stride) }
+// K lies transposed so that 64 scores are computed side by side, V in rows so that an output head is.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/anonymous_memory.h"
+#include "base/buffer.h"
+#include "kernels/kernels.h"
+
+namespace pyinfer {
+
+struct KvShape {
+  size_t n_layers;
+  size_t n_kv_heads;
+  size_t head_dim;
+
+  size_t v_stride() const { return round_up(head_dim, 16); }                           // halves
+  size_t head_halves() const { return kPagePositions * (head_dim + v_stride()); }
+  size_t page_bytes() const { return n_layers * n_kv_heads * head_halves() * sizeof(uint16_t); }
+  static size_t n_pages(size_t context) { return (context + kPagePositions - 1) / kPagePositions; }
+};
+
+class KvCache {
+ public:
+  // Room for `context` positions; memory becomes resident page by page as it is written.
+  KvCache(const KvShape& shape, size_t context)
+      : shape_(shape), memory_(KvShape::n_pages(context) * shape.page_bytes()), pages_(KvShape::n_pages(context)) {
+    for (size_t i = 0; i < pages_.size(); ++i) {
+      pages_[i] = reinterpret_cast<uint16_t*>(memory_.data() + i * shape.page_bytes());
+    }
+  }
+
+  const KvShape& shape() const { return shape_; }
+  uint16_t* const* pages() const { return pages_.data(); }
+  size_t k_offset(size_t layer, size_t kv_head) const { return (layer * shape_.n_kv_heads + kv_head) * shape_.head_halves(); }
+  size_t v_offset(size_t layer, size_t kv_head) const { return k_offset(layer, kv_head) + kPagePositions * shape_.head_dim; }
+  size_t bytes() const { return memory_.size(); }
+
+ private:
+  KvShape shape_;
+  AnonymousMemory memory_;
+  std::vector<uint16_t*> pages_;
+};
+
+}  // namespace pyinfer

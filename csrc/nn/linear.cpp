@@ -1,0 +1,183 @@
+#include "nn/linear.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace pyinfer {
+namespace {
+
+constexpr size_t kTile = 16;
+// Weights that a thread takes at a time in a prefill: they stay in its second-level cache while the panels pass by.
+constexpr size_t kRunBytes = 128 << 10;
+
+// The panels of one input. Few rows: every thread packs them for itself when it meets the job, which spares a barrier. Many rows:
+// they are packed once, together. Each kind of activations that the job needs has panels of its own; kind 0 is int8, 1 is f32.
+class PackedInput {
+ public:
+  PackedInput(Workspace& w, const LinearInput& input, bool int8, bool f32)
+      : w_(w), input_(input), needed_{int8, f32}, rows_(static_cast<size_t>(w.kernels.panel_rows)), shared_(n_panels() > 1) {
+    if (shared_) pack_all();
+  }
+
+  size_t n_panels() const { return (input_.n_rows + rows_ - 1) / rows_; }
+  size_t first_row(size_t panel) const { return panel * rows_; }
+  int rows_of(size_t panel) const { return static_cast<int>(std::min(rows_, input_.n_rows - first_row(panel))); }
+  const uint8_t* panel(int kind, size_t panel, int thread) const {
+    return shared_ ? shared_panel(kind, panel) : own_panel(kind, thread);
+  }
+
+  // To be called by a thread before its first use of panels in this job.
+  void prepare(int thread) const {
+    for (int kind = 0; kind < 2 && !shared_; ++kind) {
+      if (needed_[kind]) pack(kind, 0, own_panel(kind, thread), thread);
+    }
+  }
+
+ private:
+  size_t row_bytes(int kind) const {
+    const size_t cols = (input_.cols + kPanelCols - 1) / kPanelCols * kPanelCols;
+    return kind == 0 ? cols / 32 * kPanelBlockBytes : cols * sizeof(float);
+  }
+  uint8_t* shared_panel(int kind, size_t panel) const { return w_.panels[kind] + first_row(panel) * row_bytes(kind); }
+  uint8_t* own_panel(int kind, int thread) const {
+    return w_.own_panels[kind] + static_cast<size_t>(thread) * kMaxPanelRows * w_.row_bytes[kind];
+  }
+
+  void pack_all() const {
+    w_.pool.run(n_panels(), 1, [&](size_t begin, size_t end, int thread) {
+      for (size_t p = begin; p < end; ++p) {
+        for (int kind = 0; kind < 2; ++kind) {
+          if (needed_[kind]) pack(kind, p, shared_panel(kind, p), thread);
+        }
+      }
+    });
+  }
+
+  void pack(int kind, size_t panel, uint8_t* out, int thread) const {
+    const float* x = input_.x + first_row(panel) * input_.stride;
+    size_t stride = input_.stride;
+    const int n = rows_of(panel);
+    if (input_.norm != nullptr) {
+      float* normed = w_.own_rows + static_cast<size_t>(thread) * kMaxPanelRows * w_.max_cols;
+      for (int r = 0; r < n; ++r) {
+        w_.kernels.rms_norm(x + static_cast<size_t>(r) * stride, input_.norm, input_.eps, input_.cols,
+                            normed + static_cast<size_t>(r) * w_.max_cols);
+      }
+      x = normed;
+      stride = w_.max_cols;
+    }
+    (kind == 0 ? w_.kernels.pack_int8 : w_.kernels.pack_f32)(x, stride, n, input_.cols, out);
+  }
+
+  Workspace& w_;
+  const LinearInput& input_;
+  bool needed_[2];
+  size_t rows_;  // a panel
+  bool shared_;
+};
+
+int kind_of(const Matrix& weights, const LinearInput& input) {
+  return weights.is_float() || input.activations == Activations::f32 ? 1 : 0;
+}
+
+// Runs body(begin, end, thread) over n_tiles tiles, after each thread has prepared the input once.
+template <class Body>
+void over_tiles(Workspace& w, const PackedInput& packed, size_t n_tiles, size_t tile_bytes, const Body& body) {
+  const size_t threads = static_cast<size_t>(w.pool.n_threads());
+  const size_t fair = std::max<size_t>(1, n_tiles / (threads * 6));
+  const size_t grain = std::min(fair, std::max<size_t>(1, kRunBytes / tile_bytes));
+  bool ready[ThreadPool::kMaxThreads] = {};
+  w.pool.run(n_tiles, grain, [&](size_t begin, size_t end, int thread) {
+    if (!ready[thread]) packed.prepare(thread);
+    ready[thread] = true;
+    body(begin, end, thread);
+  });
+}
+
+// Multiplies tiles [begin, end) of a matrix with one panel.
+void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weights, int kind, size_t panel, size_t begin, size_t end,
+              int thread, float* out, size_t stride, bool accumulate) {
+  const MatmulArgs args{weights.tiles + begin * weights.tile_bytes,
+                        end - begin,
+                        weights.tile_bytes,
+                        weights.n_groups,
+                        packed.panel(kind, panel, thread),
+                        packed.rows_of(panel),
+                        out,
+                        stride,
+                        accumulate};
+  const Matmul* table = kind == 0 ? w.kernels.matmul_int8 : w.kernels.matmul_f32;
+  table[static_cast<size_t>(weights.format)](args);
+}
+
+float* own_tile(const Workspace& w, int thread, int which) {
+  return w.own_tiles + (static_cast<size_t>(thread) * 2 + static_cast<size_t>(which)) * kMaxPanelRows * Workspace::kOwnTileCols;
+}
+
+void multiply_target(const Workspace& w, const LinearInput& input, const PackedInput& packed, const LinearTarget& target, size_t begin,
+                     size_t end, int thread) {
+  const int kind = kind_of(*target.weights, input);
+  for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
+    float* out = target.out + packed.first_row(panel) * target.stride + begin * kTile;
+    multiply(w, packed, *target.weights, kind, panel, begin, end, thread, out, target.stride, target.accumulate);
+  }
+}
+
+}  // namespace
+
+void linear(Workspace& w, const LinearInput& input, std::initializer_list<LinearTarget> targets) {
+  bool needed[2] = {};
+  size_t n_tiles = 0, bytes = 1;
+  for (const LinearTarget& target : targets) {
+    needed[kind_of(*target.weights, input)] = true;
+    n_tiles += target.weights->n_tiles();
+    bytes = std::max(bytes, target.weights->tile_bytes);
+  }
+  const PackedInput packed(w, input, needed[0], needed[1]);
+  over_tiles(w, packed, n_tiles, bytes, [&](size_t begin, size_t end, int thread) {
+    size_t first = 0;  // the targets' tiles are numbered one after the other
+    for (const LinearTarget& target : targets) {
+      const size_t last = first + target.weights->n_tiles();
+      const size_t b = std::max(begin, first), e = std::min(end, last);
+      if (b < e) multiply_target(w, input, packed, target, b - first, e - first, thread);
+      first = last;
+    }
+  });
+}
+
+void linear_swiglu(Workspace& w, const LinearInput& input, const Matrix& gate, const Matrix& up, float* out, size_t stride) {
+  const int gate_kind = kind_of(gate, input), up_kind = kind_of(up, input);
+  const PackedInput packed(w, input, gate_kind == 0 || up_kind == 0, gate_kind == 1 || up_kind == 1);
+  over_tiles(w, packed, gate.n_tiles(), gate.tile_bytes + up.tile_bytes, [&](size_t begin, size_t end, int thread) {
+    float* gated = own_tile(w, thread, 0);
+    float* upped = own_tile(w, thread, 1);
+    for (size_t tile = begin; tile < end; ++tile) {
+      for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
+        multiply(w, packed, gate, gate_kind, panel, tile, tile + 1, thread, gated, kTile, false);
+        multiply(w, packed, up, up_kind, panel, tile, tile + 1, thread, upped, kTile, false);
+        float* to = out + packed.first_row(panel) * stride + tile * kTile;
+        for (int r = 0; r < packed.rows_of(panel); ++r) {
+          w.kernels.swiglu(gated + r * kTile, upped + r * kTile, kTile, to + static_cast<size_t>(r) * stride);
+        }
+      }
+    }
+  });
+}
+
+void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weights, float* const* rows) {
+  const int kind = kind_of(weights, input);
+  const PackedInput packed(w, input, kind == 0, kind == 1);
+  over_tiles(w, packed, weights.n_tiles(), weights.tile_bytes, [&](size_t begin, size_t end, int thread) {
+    float* result = own_tile(w, thread, 0);
+    for (size_t tile = begin; tile < end; ++tile) {
+      const size_t n = std::min(kTile, weights.rows - tile * kTile);
+      for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
+        multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, result, kTile, false);
+        float* const* to = rows + packed.first_row(panel);
+        for (int r = 0; r < packed.rows_of(panel); ++r) std::memcpy(to[r] + tile * kTile, result + r * kTile, n * sizeof(float));
+      }
+    }
+  });
+}
+
+}  // namespace pyinfer

@@ -1,0 +1,41 @@
+// Matrix products of a step: rows of activations, normed and quantised on the way, times packed weights, over all threads.
+#pragma once
+
+#include <cstddef>
+#include <initializer_list>
+#include <span>
+
+#include "nn/tensor.h"
+#include "nn/workspace.h"
+
+namespace pyinfer {
+
+// Rows that go into a product. With `norm`, each row is rms-normed first.
+struct LinearInput {
+  const float* x;     // (n_rows, stride)
+  size_t stride;
+  size_t n_rows;
+  size_t cols;
+  const float* norm;  // (cols) or nullptr
+  float eps;
+  Activations activations;
+};
+
+// One product of an input: out (n_rows, stride) = or += x · Wᵀ; whole tiles of 16 columns are written.
+struct LinearTarget {
+  const Matrix* weights;
+  float* out;
+  size_t stride;
+  bool accumulate;
+};
+
+// Several products of the same input as one job.
+void linear(Workspace& workspace, const LinearInput& input, std::initializer_list<LinearTarget> targets);
+
+// out (n_rows, stride) = silu(x · gateᵀ) · (x · upᵀ)
+void linear_swiglu(Workspace& workspace, const LinearInput& input, const Matrix& gate, const Matrix& up, float* out, size_t stride);
+
+// As `linear`, but each row goes to a place of its own with exactly `weights.rows` floats.
+void linear_scatter(Workspace& workspace, const LinearInput& input, const Matrix& weights, float* const* rows);
+
+}  // namespace pyinfer

@@ -1,0 +1,78 @@
+// Everything a step computes with, allocated once: kernels, threads, and room for the activations of up to max_rows rows.
+// Nothing in a step allocates; memory that a step does not touch is not resident.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/anonymous_memory.h"
+#include "base/thread_pool.h"
+#include "kernels/kernels.h"
+
+namespace pyinfer {
+
+class KvCache;
+
+// Consecutive rows of a step that are consecutive positions of one sequence.
+struct Segment {
+  KvCache* cache;
+  size_t first_row;
+  size_t n_rows;
+  size_t first_position;
+};
+
+// How activations meet weights: as int8 in blocks of 32, or in float (always with float weights, else the reference path).
+enum class Activations { int8, f32 };
+
+// The widths that decide how much room is needed, all in floats a row.
+struct WorkspaceShape {
+  size_t max_rows;
+  size_t dim;
+  size_t q_width;
+  size_t kv_width;
+  size_t n_ff;
+  size_t rope_pairs;
+  bool needs_int8;  // some matrix meets int8 activations
+  bool needs_f32;   // some matrix meets float activations
+};
+
+struct Workspace {
+  Workspace(const Kernels& kernels, ThreadPool& pool, const WorkspaceShape& shape);
+
+  const Kernels& kernels;
+  ThreadPool& pool;
+  size_t max_rows;
+  size_t max_cols;      // the widest input of any matrix
+
+  size_t x_stride;      // of x, in floats
+  size_t q_width;       // padded to whole tiles
+  size_t kv_width;      // padded to whole tiles
+  size_t qkv_stride;    // q_width + 2 · kv_width
+  size_t hidden_stride;
+  size_t rope_pairs;
+
+  float* x;         // (max_rows, x_stride) residual stream
+  float* qkv;       // (max_rows, qkv_stride)
+  float* attended;  // (max_rows, q_width)
+  float* hidden;    // (max_rows, hidden_stride)
+  float* cosines;   // (max_rows, rope_pairs)
+  float* sines;     // (max_rows, rope_pairs)
+
+  // Packed inputs: of a whole step, and of one panel for each thread. Index 0 for int8, 1 for f32.
+  uint8_t* panels[2];
+  uint8_t* own_panels[2];
+  size_t row_bytes[2];       // of a panel row at max_cols
+  float* own_rows;           // (threads, kMaxPanelRows, max_cols) normed rows on their way into a panel
+  float* own_tiles;          // (threads, 2, kMaxPanelRows, tile columns) results on their way to an epilogue
+
+  Segment* segments;         // (max_rows)
+  float** wanted;            // (max_rows) where logits go
+
+  size_t bytes() const { return memory_.size(); }
+  static constexpr size_t kOwnTileCols = 16;
+
+ private:
+  AnonymousMemory memory_;
+};
+
+}  // namespace pyinfer

@@ -1,0 +1,161 @@
+"""The compiled core: model files, weight formats, sessions, samplers. Everything here may be called from any thread."""
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+FORMATS: tuple[str, ...]
+"""Names of the matrix formats: f32, f16, bf16, q4, q4m, q8, q8m. Index + 1 is the number in the file."""
+SOURCES: dict[str, tuple[int, int]]
+"""Source block types that `repack` reads, by their GGUF name: (values a block, bytes a block)."""
+
+class SpecDict(TypedDict):
+    n_layers: int
+    dim: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_ff: int
+    n_vocab: int
+    context: int
+    rope_dim: int
+    norm_eps: float
+    rope_magnitude: float
+    attention_scale: float
+    tied_head: bool
+
+class TensorDict(TypedDict):
+    role: str
+    layer: int  # -1 for tensors outside the layers
+    format: str
+    rows: int
+    cols: int
+    offset: int
+    bytes: int
+    crc: int
+
+class MemoryDict(TypedDict):
+    weights: int
+    kv_cache: int
+    workspace: int
+
+class SamplerParams(TypedDict, total=False):
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int
+    logit_bias: dict[int, float]
+    seed: int
+
+def isas() -> list[tuple[str, bool]]:
+    """Every instruction set this build holds, slowest first, and whether this CPU runs it."""
+
+def active_isa() -> str:
+    """The one in use: the best that runs here, or what PYINFER_ISA named when the module was imported."""
+
+def default_threads() -> int:
+    """Physical cores within the affinity mask and the cgroup's quota; at least 1."""
+
+def packed_bytes(format: str, rows: int, cols: int) -> int:
+    """Bytes of a packed matrix of shape (rows, cols)."""
+
+def pack(format: str, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Quantises and packs float32 values of shape (rows, cols). Non-finite values raise ValueError."""
+
+def repack(
+    source: str, format: str, data: NDArray[np.uint8], rows: int, cols: int
+) -> NDArray[np.uint8]:
+    """Packs a matrix from a source's own blocks (row-major, `rows * cols / block` blocks) without a float detour where the values fit."""
+
+def dequantize(source: str, data: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]:
+    """Values of a source's blocks as float32 (rows, cols)."""
+
+def unpack(format: str, packed: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]:
+    """Values of a packed matrix as float32 (rows, cols)."""
+
+class ModelFile:
+    """An opened, checked and mapped model.bin. Raises ModelFileError, or OSError where the system refuses."""
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def spec(self) -> SpecDict: ...
+    @property
+    def tensors(self) -> list[TensorDict]: ...
+    @property
+    def file_bytes(self) -> int: ...
+    def metadata(self) -> bytes:
+        """The metadata blob, its checksum verified."""
+    def tokenizer(self) -> bytes:
+        """The tokenizer blob, its checksum verified."""
+    def verify(self, tensor: int) -> bool:
+        """Whether the bytes of one tensor match its checksum."""
+    def read(self, tensor: int) -> NDArray[np.uint8]:
+        """A copy of the bytes of one tensor as they lie in the file."""
+
+class Engine:
+    """A model ready to run: immutable, shared by threads; steps of several threads take turns on one pool of `threads` threads."""
+
+    def __init__(
+        self, file: ModelFile, threads: int = 0, activations: Literal["int8", "f32"] = "int8"
+    ) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    def memory(self, context: int) -> MemoryDict:
+        """Bytes needed for one session of this context."""
+
+class Session:
+    """One timeline of tokens with its KV cache. Not to be stepped by two threads at once (raises RequestError)."""
+
+    def __init__(self, engine: Engine, context: int) -> None: ...
+    @property
+    def position(self) -> int:
+        """Tokens held in the cache."""
+    @property
+    def context(self) -> int: ...
+    def truncate(self, position: int) -> None:
+        """Forgets all tokens from `position` on."""
+    def eval(
+        self,
+        tokens: NDArray[np.int32],
+        logits: Literal["none", "last", "all"] = "last",
+        chunk: int = 512,
+    ) -> NDArray[np.float32]:
+        """Appends tokens; returns logits of shape (0 | 1 | n, n_vocab), a new array.
+
+        Runs in chunks of `chunk` rows without the GIL. Raises ContextFullError before any work if the tokens do not fit,
+        RequestError for an id outside the vocabulary, Cancelled after `cancel()`; Ctrl-C raises KeyboardInterrupt. After an
+        exception the position is where the last whole chunk ended.
+        """
+    def step(self, token: int) -> NDArray[np.float32]:
+        """Appends one token; returns a view of shape (n_vocab,) that the next step of this session overwrites."""
+    def cancel(self) -> None:
+        """Makes a running or the next `eval` or `step` raise Cancelled. From any thread."""
+    def close(self) -> None:
+        """Frees the cache now. Any later call raises RequestError."""
+
+def forward(
+    engine: Engine,
+    batch: Sequence[tuple[Session, NDArray[np.int32], Literal["none", "last", "all"]]],
+) -> list[NDArray[np.float32]]:
+    """Appends tokens to several sessions in one pass over the weights; logits per item as in `Session.eval`."""
+
+class Sampler:
+    """Picks tokens from logits by the chain documented in csrc/sampling/samplers.inc; same seed, same logits, same tokens."""
+
+    def __init__(self, n_vocab: int, params: SamplerParams) -> None:
+        """Raises RequestError that names the parameter, its value and its limits."""
+    def pick(self, logits: NDArray[np.float32]) -> int:
+        """The next token; does not change `logits`."""
+    def accept(self, token: int) -> None:
+        """Tells the penalties of a token of the prompt or of the answer."""
