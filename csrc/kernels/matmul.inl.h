@@ -21,6 +21,9 @@ namespace {
 
 constexpr int kStrips = kTileRows / kLanes;
 
+// Before a loop over rows or strips: unrolled early, its arrays become registers. Without it GCC 12 keeps the sums in memory.
+#define PYINFER_UNROLL _Pragma("GCC unroll 16")
+
 template <class Format>
 constexpr bool is_float_format = Format::kGroupCols == kFloatGroup;
 
@@ -39,21 +42,30 @@ inline void block_dots(const typename Format::Group& group, int b, int strip, co
   const int at = 4 * kLanes * strip;
   if constexpr (Format::kBits == 4) {
     Dot4 sums[R];
+    PYINFER_UNROLL
     for (int r = 0; r < R; ++r) sums[r] = dot4_start(Format::kBias ? x.bias[r] : 0);
+    PYINFER_UNROLL
     for (int j = 0; j < 4; ++j) {
       const B packed = b_load(group.q[b] + 64 * j + at);
       const B low = b_low_nibbles(packed), high = b_high_nibbles(packed);
+      PYINFER_UNROLL
       for (int r = 0; r < R; ++r) sums[r] = dot4_add(sums[r], low, x.q[j][r]);
+      PYINFER_UNROLL
       for (int r = 0; r < R; ++r) sums[r] = dot4_add(sums[r], high, x.q[j + 4][r]);
     }
+    PYINFER_UNROLL
     for (int r = 0; r < R; ++r) dots[r] = dot4_finish(sums[r], Format::kBias ? x.bias[r] : 0);
   } else {
     Dot8 sums[R];
+    PYINFER_UNROLL
     for (int r = 0; r < R; ++r) sums[r] = dot8_start(x.bias[r]);
+    PYINFER_UNROLL
     for (int j = 0; j < 8; ++j) {
       const Weights8 w = weights8(b_load(group.q[b] + 64 * j + at));
+      PYINFER_UNROLL
       for (int r = 0; r < R; ++r) sums[r] = dot8_add(sums[r], w, x.q[j][r]);
     }
+    PYINFER_UNROLL
     for (int r = 0; r < R; ++r) dots[r] = dot8_finish(sums[r]);
   }
 }
@@ -62,14 +74,17 @@ template <class Format, int R, int S>
 inline void int8_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const PanelBlock<R>* x, F (&sums)[S][R]) {
   for (size_t g = 0; g < n_groups; ++g) {
     for (int b = 0; b < 2; ++b, ++x) {
+      PYINFER_UNROLL
       for (int s = 0; s < S; ++s) {
         const int strip = first_strip + s;
         I dots[R];
         block_dots<Format, R>(groups[g], b, strip, *x, dots);
         const F d = f_load_half(groups[g].d[b] + kLanes * strip);
+        PYINFER_UNROLL
         for (int r = 0; r < R; ++r) sums[s][r] = f_fma(f_from_i(dots[r]), f_mul(d, f_set(x->scale[r])), sums[s][r]);
         if constexpr (Format::kHasMinimum) {
           const F m = f_load_half(groups[g].m[b] + kLanes * strip);
+          PYINFER_UNROLL
           for (int r = 0; r < R; ++r) sums[s][r] = f_fma(m, f_set(x->sum[r]), sums[s][r]);
         }
       }
@@ -108,20 +123,27 @@ inline F column_values(const typename Format::Group& group, int strip, int c) {
 template <class Format, int R, int S>
 inline void f32_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const float* x, F (&sums)[S][R]) {
   F odd[S][R];
+  PYINFER_UNROLL
   for (int s = 0; s < S; ++s) {
+    PYINFER_UNROLL
     for (int r = 0; r < R; ++r) odd[s][r] = f_zero();
   }
   for (size_t g = 0; g < n_groups; ++g) {
     for (int c = 0; c < Format::kGroupCols; c += 2, x += 2 * R) {
+      PYINFER_UNROLL
       for (int s = 0; s < S; ++s) {
         const F w0 = column_values<Format>(groups[g], first_strip + s, c);
         const F w1 = column_values<Format>(groups[g], first_strip + s, c + 1);
+        PYINFER_UNROLL
         for (int r = 0; r < R; ++r) sums[s][r] = f_fma(w0, f_set(x[r]), sums[s][r]);
+        PYINFER_UNROLL
         for (int r = 0; r < R; ++r) odd[s][r] = f_fma(w1, f_set(x[R + r]), odd[s][r]);
       }
     }
   }
+  PYINFER_UNROLL
   for (int s = 0; s < S; ++s) {
+    PYINFER_UNROLL
     for (int r = 0; r < R; ++r) sums[s][r] = f_add(sums[s][r], odd[s][r]);
   }
 }
@@ -135,7 +157,9 @@ void matmul_rows(const MatmulArgs& args) {
     const auto* groups = (const typename Format::Group*)(args.tiles + t * args.tile_bytes);
     for (int strip = 0; strip < kStrips; strip += S) {
       F sums[S][R];
+      PYINFER_UNROLL
       for (int s = 0; s < S; ++s) {
+        PYINFER_UNROLL
         for (int r = 0; r < R; ++r) sums[s][r] = f_zero();
       }
       if constexpr (kInt8) {
@@ -143,8 +167,10 @@ void matmul_rows(const MatmulArgs& args) {
       } else {
         f32_strips<Format, R, S>(groups, args.n_groups, strip, (const float*)args.panel, sums);
       }
+      PYINFER_UNROLL
       for (int r = 0; r < R; ++r) {
         float* out = args.out + (size_t)r * args.out_stride + t * kTileRows + (size_t)(kLanes * strip);
+        PYINFER_UNROLL
         for (int s = 0; s < S; ++s, out += kLanes) {
           f_store(out, args.accumulate ? f_add(f_load(out), sums[s][r]) : sums[s][r]);
         }
