@@ -74,7 +74,7 @@ def pack(format: str, values: NDArray[np.float32]) -> NDArray[np.uint8]:
 def repack(
     source: str, format: str, data: NDArray[np.uint8], rows: int, cols: int
 ) -> NDArray[np.uint8]:
-    """Packs a matrix from a source's own blocks (row-major, `rows * cols / block` blocks) without a float detour where the values fit."""
+    """Packs a matrix from a source's own blocks (row-major, `rows * cols / block` blocks), values kept where they fit."""
 
 def dequantize(source: str, data: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]:
     """Values of a source's blocks as float32 (rows, cols)."""

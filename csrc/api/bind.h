@@ -3,10 +3,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <span>
 #include <string>
+#include <thread>
 
 #include "base/error.h"
 #include "model/decoder.h"
@@ -31,10 +33,25 @@ inline std::span<const int32_t> token_span(const TokenArray& tokens) {
   return {tokens.data(), static_cast<size_t>(tokens.size())};
 }
 
-// Lets Ctrl-C reach Python while a step runs without the GIL: looks every 20 ms, since taking the GIL has its price.
+inline bool interpreter_ends() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing();
+#else
+  return _Py_IsFinalizing();
+#endif
+}
+
+// Gives the GIL away for a step and takes it back, and lets Ctrl-C reach Python meanwhile: looks every 20 ms, since taking the GIL
+// has its price. Not pybind11's guards: they take the GIL in destructors, and a daemon thread that asks for it while the
+// interpreter ends is unwound from there, which would end the process; such a thread sleeps instead.
 class SignalPoll {
  public:
   Poll poll() { return {&SignalPoll::look, this}; }
+  void give_gil() { thread_ = PyEval_SaveThread(); }
+  void take_gil() {
+    while (interpreter_ends()) std::this_thread::sleep_for(std::chrono::hours(1));
+    PyEval_RestoreThread(thread_);
+  }
   // To be called with the GIL held after a step was cancelled: throws the KeyboardInterrupt if that was the reason.
   void rethrow() const {
     if (interrupted_) throw py::error_already_set();
@@ -46,25 +63,31 @@ class SignalPoll {
     const auto now = std::chrono::steady_clock::now();
     if (interrupted_ || now - last_ < std::chrono::milliseconds(20)) return interrupted_;
     last_ = now;
-    const py::gil_scoped_acquire gil;
+    take_gil();
     interrupted_ = PyErr_CheckSignals() != 0;
+    give_gil();
     return interrupted_;
   }
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
   bool interrupted_ = false;
+  PyThreadState* thread_ = nullptr;
 };
 
 // Runs `work(poll)` without the GIL.
 template <class Work>
 void without_gil(const Work& work) {
   SignalPoll signals;
+  std::exception_ptr error;
+  signals.give_gil();
   try {
-    const py::gil_scoped_release release;
     work(signals.poll());
-  } catch (const Error&) {
-    signals.rethrow();
-    throw;
+  } catch (const std::exception&) {
+    error = std::current_exception();
   }
+  signals.take_gil();
+  if (!error) return;
+  signals.rethrow();
+  std::rethrow_exception(error);
 }
 
 }  // namespace pyinfer

@@ -24,6 +24,7 @@ ThreadPool::ThreadPool(int n_threads)
   }
   if (n_threads > available_processors()) spins_ = kSpinsCrowded;
   shares_ = std::make_unique<Share[]>(static_cast<size_t>(n_threads));
+  sleep_ = std::make_unique<Sleep>();
   try {
     for (int thread = 1; thread < n_threads; ++thread) threads_.emplace_back(&ThreadPool::thread_main, this, thread);
   } catch (const std::exception& error) {
@@ -37,6 +38,7 @@ ThreadPool::~ThreadPool() {
     stop();
   } else {
     for (auto& thread : threads_) thread.detach();
+    static_cast<void>(sleep_.release());  // destroying it would wait for sleepers that do not exist here
   }
 }
 
@@ -44,9 +46,9 @@ bool ThreadPool::alive_here() const { return process_ == static_cast<int>(::getp
 
 void ThreadPool::stop() {
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::mutex> lock(sleep_->mutex);
     stopping_ = true;
-    wake_.notify_all();
+    sleep_->wake.notify_all();
   }
   for (auto& thread : threads_) thread.join();
   threads_.clear();
@@ -60,19 +62,21 @@ void ThreadPool::run_job(const Job& job) {
     shares_[t].end = std::min(runs * (t + 1) / n * job.grain, job.n_items);
   }
   job_ = job;
-  n_busy_.store(n_threads_ - 1, std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_seq_cst);
+  const uint64_t number = number_of(state_.load(std::memory_order_relaxed)) + uint32_t{1};
+  state_.store(number << 32 | kOpen, std::memory_order_seq_cst);
   if (n_sleeping_.load(std::memory_order_seq_cst) > 0) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    wake_.notify_all();
+    const std::lock_guard<std::mutex> lock(sleep_->mutex);
+    sleep_->wake.notify_all();
   }
   work_on(job, 0);
-  for (int spin = 0; n_busy_.load(std::memory_order_acquire) != 0; ++spin) {
+  uint64_t state = state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+  for (int spin = 0; (state & kHelpers) != 0; ++spin) {
     if (spin < spins_) {
       cpu_pause();
     } else {
       std::this_thread::yield();
     }
+    state = state_.load(std::memory_order_acquire);
   }
 }
 
@@ -92,22 +96,32 @@ void ThreadPool::work_on(const Job& job, int thread) {
 void ThreadPool::thread_main(int thread) {
   uint32_t seen = 0;
   while (wait_for_job(seen)) {
-    ++seen;
+    if (!enter(seen)) continue;
     work_on(job_, thread);
-    n_busy_.fetch_sub(1, std::memory_order_release);
+    state_.fetch_sub(1, std::memory_order_release);
   }
+}
+
+// Joins the current job unless it is closed already; `seen` becomes its number.
+bool ThreadPool::enter(uint32_t& seen) {
+  uint64_t state = state_.load(std::memory_order_acquire);
+  while ((state & kOpen) != 0) {
+    if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel, std::memory_order_acquire)) break;
+  }
+  seen = number_of(state);
+  return (state & kOpen) != 0;
 }
 
 // Returns once a job after `seen` has started, or false when the pool stops.
 bool ThreadPool::wait_for_job(uint32_t seen) {
   for (int spin = 0; spin < spins_; ++spin) {
-    if (epoch_.load(std::memory_order_acquire) != seen) return true;
+    if (number_of(state_.load(std::memory_order_acquire)) != seen) return true;
     if (stopping_.load(std::memory_order_relaxed)) return false;
     cpu_pause();
   }
-  std::unique_lock<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(sleep_->mutex);
   n_sleeping_.fetch_add(1, std::memory_order_seq_cst);
-  wake_.wait(lock, [&] { return stopping_.load() || epoch_.load(std::memory_order_seq_cst) != seen; });
+  sleep_->wake.wait(lock, [&] { return stopping_.load() || number_of(state_.load(std::memory_order_seq_cst)) != seen; });
   n_sleeping_.fetch_sub(1, std::memory_order_relaxed);
   return !stopping_.load();
 }

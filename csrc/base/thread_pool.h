@@ -3,7 +3,8 @@
 // A job is started and finished by its caller, who works as thread 0. Between jobs the others spin for a short while, since
 // the next job of a forward pass follows within microseconds, then sleep. Items are handed out in runs: each thread
 // first takes from its own fixed share, so that it meets the same weights every time and finds them in its own cache; a
-// thread that is done helps the others, so that one slow core does not hold the rest.
+// thread that is done helps the others. The caller waits only for threads that have entered the job: one that the system has not
+// scheduled meanwhile misses it, and holds nobody up.
 #pragma once
 
 #include <atomic>
@@ -54,6 +55,11 @@ class ThreadPool {
     size_t n_items;
     size_t grain;
   };
+  // Where helpers sleep between steps.
+  struct Sleep {
+    std::mutex mutex;
+    std::condition_variable wake;
+  };
   struct alignas(128) Share {
     std::atomic<size_t> next{0};
     size_t end = 0;
@@ -63,19 +69,23 @@ class ThreadPool {
   void work_on(const Job& job, int thread);
   void thread_main(int thread);
   bool wait_for_job(uint32_t seen);
+  bool enter(uint32_t& seen);
   void stop();
+
+  // The state of the current job in one word: its number, whether threads may still enter, and how many helpers are in it.
+  static constexpr uint64_t kOpen = uint64_t{1} << 31;
+  static constexpr uint64_t kHelpers = kOpen - 1;
+  static uint32_t number_of(uint64_t state) { return static_cast<uint32_t>(state >> 32); }
 
   int n_threads_;
   int process_;
   int spins_;
   Job job_{};
   std::unique_ptr<Share[]> shares_;
-  alignas(128) std::atomic<uint32_t> epoch_{0};    // number of jobs started
-  alignas(128) std::atomic<int> n_busy_{0};        // helpers still at work on the current job
+  alignas(128) std::atomic<uint64_t> state_{0};
   alignas(128) std::atomic<int> n_sleeping_{0};
   std::atomic<bool> stopping_{false};
-  std::mutex mutex_;
-  std::condition_variable wake_;
+  std::unique_ptr<Sleep> sleep_;
   std::vector<std::thread> threads_;
 };
 

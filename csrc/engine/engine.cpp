@@ -14,29 +14,6 @@ namespace {
 
 std::string text(size_t value) { return std::to_string(value); }
 
-// Marks the sessions of a step as busy for its length.
-class Occupied {
- public:
-  Occupied(std::span<const BatchItem> items, bool (*enter)(Session&), void (*leave)(Session&)) : items_(items), leave_(leave) {
-    for (; n_ < items.size(); ++n_) {
-      if (enter(*items[n_].session)) continue;
-      release();
-      throw Error(ErrorKind::request, "session: expected one step at a time and each session once a batch, found a second step");
-    }
-  }
-  ~Occupied() { release(); }
-  Occupied(const Occupied&) = delete;
-  Occupied& operator=(const Occupied&) = delete;
-
- private:
-  void release() {
-    for (size_t i = 0; i < n_; ++i) leave_(*items_[i].session);
-  }
-  std::span<const BatchItem> items_;
-  void (*leave_)(Session&);
-  size_t n_ = 0;
-};
-
 }  // namespace
 
 Engine::Engine(std::shared_ptr<const ModelFile> file, int threads, Activations activations)
@@ -48,6 +25,11 @@ Engine::Engine(std::shared_ptr<const ModelFile> file, int threads, Activations a
 
 MemoryNeeds Engine::memory(size_t context) const {
   return {file_->file_bytes(), KvShape::n_pages(context) * kv_shape().page_bytes(), workspace_.bytes()};
+}
+
+void Engine::check(int32_t token) const {
+  if (token >= 0 && static_cast<uint32_t>(token) < spec().n_vocab) return;
+  throw Error(ErrorKind::request, "token: expected 0 to " + text(spec().n_vocab - 1) + ", found " + std::to_string(token));
 }
 
 void Engine::check(std::span<const BatchItem> items) const {
@@ -70,7 +52,8 @@ std::span<const BatchRow> Engine::rows_of(std::span<const BatchItem> items) {
     float* logits = item.logits;
     for (size_t i = 0; i < item.tokens.size(); ++i) {
       const bool wanted = logits != nullptr && (item.all_logits || i + 1 == item.tokens.size());
-      rows_[n++] = {&item.session->cache_, item.tokens[i], item.session->position_ + i, wanted ? logits : nullptr};
+      rows_[n] = {&item.session->cache_, item.tokens[i], item.session->position_ + i, wanted ? logits : nullptr};
+      check(rows_[n++].token);  // again: the caller's array may have been changed since
       if (wanted) logits += spec().n_vocab;
     }
   }
@@ -78,8 +61,11 @@ std::span<const BatchRow> Engine::rows_of(std::span<const BatchItem> items) {
 }
 
 void Engine::step(std::span<const BatchItem> items, const Poll& poll) {
-  const Occupied occupied(
-      items, [](Session& s) { return s.enter(); }, [](Session& s) { s.leave(); });
+  const Occupied occupied(items);
+  run(items, poll);
+}
+
+void Engine::run(std::span<const BatchItem> items, const Poll& poll) {
   check(items);
   const std::lock_guard<std::mutex> lock(turn_);
   file_->mapping().check_whole();

@@ -40,12 +40,17 @@ class Engine {
   const char* isa() const { return workspace_.kernels.isa; }
   KvShape kv_shape() const { return model_.kv_shape(); }
   MemoryNeeds memory(size_t context) const;
+  // Throws unless the token is of the vocabulary.
+  void check(int32_t token) const;
 
   // Appends the items' tokens, at most kMaxRows together, in one pass. Throws before any work where a token, a position or a session is not
   // as it must be; a cancelled error if `poll` or a session's cancel() says so. Sessions then hold what they held.
   void step(std::span<const BatchItem> items, const Poll& poll);
 
  private:
+  friend class Session;
+  // As `step`, with sessions that the caller occupies.
+  void run(std::span<const BatchItem> items, const Poll& poll);
   void check(std::span<const BatchItem> items) const;
   std::span<const BatchRow> rows_of(std::span<const BatchItem> items);
 

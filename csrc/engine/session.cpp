@@ -21,22 +21,29 @@ size_t checked_context(size_t context) {
 Session::Session(std::shared_ptr<Engine> engine, size_t context)
     : engine_(std::move(engine)), context_(checked_context(context)), cache_(engine_->kv_shape(), context_) {}
 
+Occupied::Occupied(std::span<const BatchItem> items) : items_(items) {
+  for (; n_ < items.size(); ++n_) {
+    if (!items[n_].session->busy_.exchange(true)) continue;
+    release();
+    throw Error(ErrorKind::request, "session: expected one step at a time and each session once a batch, found a second step");
+  }
+}
+
+void Occupied::release() {
+  for (size_t i = 0; i < n_; ++i) items_[i].session->busy_.store(false);
+}
+
 void Session::truncate(size_t position) {
+  const BatchItem self{this, {}, nullptr, false};
+  const Occupied occupied({&self, 1});
   if (position > position_) {
     throw Error(ErrorKind::request, "position: expected 0 to " + std::to_string(position_) + ", found " + std::to_string(position));
   }
-  if (!enter()) throw Error(ErrorKind::request, "session: expected no step under way, found one");
   position_ = position;
-  leave();
 }
 
 void Session::check(std::span<const int32_t> tokens) const {
-  const uint32_t n_vocab = engine_->spec().n_vocab;
-  for (const int32_t token : tokens) {
-    if (token < 0 || static_cast<uint32_t>(token) >= n_vocab) {
-      throw Error(ErrorKind::request, "token: expected 0 to " + std::to_string(n_vocab - 1) + ", found " + std::to_string(token));
-    }
-  }
+  for (const int32_t token : tokens) engine_->check(token);
   if (position_ + tokens.size() > context_) {
     throw Error(ErrorKind::context_full, "context: expected at most " + std::to_string(context_) + " tokens, found " +
                                              std::to_string(position_) + " held and " + std::to_string(tokens.size()) + " more");
@@ -44,6 +51,8 @@ void Session::check(std::span<const int32_t> tokens) const {
 }
 
 void Session::eval(std::span<const int32_t> tokens, float* logits, bool all_logits, size_t chunk, const Poll& poll) {
+  const BatchItem whole{this, tokens, logits, all_logits};
+  const Occupied occupied({&whole, 1});  // to the end, or another thread's tokens could come between two chunks
   check(tokens);
   chunk = std::clamp<size_t>(chunk, 1, Engine::kMaxRows);
   for (size_t done = 0; done < tokens.size();) {
@@ -51,7 +60,7 @@ void Session::eval(std::span<const int32_t> tokens, float* logits, bool all_logi
     const bool wanted = logits != nullptr && (all_logits || done + n == tokens.size());
     float* to = wanted ? logits + (all_logits ? done * engine_->spec().n_vocab : 0) : nullptr;
     const BatchItem item{this, tokens.subspan(done, n), to, all_logits};
-    engine_->step({&item, 1}, poll);
+    engine_->run({&item, 1}, poll);
     done += n;
   }
 }

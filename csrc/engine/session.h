@@ -32,16 +32,29 @@ class Session {
 
  private:
   friend class Engine;
-  // Held while a step runs; a second thread that comes meanwhile gets a request error.
-  bool enter() { return !busy_.exchange(true); }
-  void leave() { busy_.store(false); }
+  friend class Occupied;
 
   std::shared_ptr<Engine> engine_;
   size_t context_;
   KvCache cache_;
-  size_t position_ = 0;
+  std::atomic<size_t> position_{0};  // may be asked for while a step runs
   std::atomic<bool> cancelled_{false};
   std::atomic<bool> busy_{false};
+};
+
+// Marks the sessions of a batch as busy while it lives. Throws a request error if one is busy already or stands there twice.
+class Occupied {
+ public:
+  explicit Occupied(std::span<const BatchItem> items);
+  ~Occupied() { release(); }
+  Occupied(const Occupied&) = delete;
+  Occupied& operator=(const Occupied&) = delete;
+
+ private:
+  void release();
+
+  std::span<const BatchItem> items_;
+  size_t n_ = 0;
 };
 
 }  // namespace pyinfer

@@ -12,7 +12,10 @@
 #include "formats/f16.h"
 #include "formats/f32.h"
 #include "formats/q4.h"
+#include "formats/q4k.h"
 #include "formats/q4m.h"
+#include "formats/q5k.h"
+#include "formats/q6k.h"
 #include "formats/q8.h"
 #include "formats/q8m.h"
 #include "formats/quantize.h"
@@ -23,6 +26,13 @@ namespace {
 
 template <class F>
 constexpr bool is_float = F::kGroupCols == kFloatGroup;
+// Formats that hold the blocks of K sources as they are; floats are not packed to them.
+template <class F>
+constexpr bool is_super = F::kGroupCols == kSuperGroup;
+
+[[noreturn]] void refuse_floats(const char* name) {
+  throw Error(ErrorKind::request, "format: expected one that floats can be packed to, found " + std::string(name));
+}
 
 // Calls visit(F{}) with the type of a matrix format.
 template <class Visit>
@@ -137,7 +147,7 @@ void decode_row(const uint8_t* data, size_t cols, float* x) {
       } else {
         Block integers;
         S::integers(block, run, integers);
-        decode_block(integers, S::kBias, x + c);
+        decode_block(integers, S::kBias, S::kMinimum, x + c);
       }
     }
   }
@@ -146,7 +156,10 @@ void decode_row(const uint8_t* data, size_t cols, float* x) {
 // Whether a source's integers mean the same in format F.
 template <class S, class F>
 constexpr bool carries_over() {
-  if constexpr (is_float<F> || S::kValues == 1) {
+  if constexpr (is_super<F>) {
+    return (std::is_same_v<S, SourceQ4_K> && std::is_same_v<F, Q4K>) || (std::is_same_v<S, SourceQ5_K> && std::is_same_v<F, Q5K>) ||
+           (std::is_same_v<S, SourceQ6_K> && std::is_same_v<F, Q6K>);
+  } else if constexpr (is_float<F> || S::kValues == 1) {
     return false;
   } else if constexpr (std::is_same_v<S, SourceQ4_0>) {
     return std::is_same_v<F, Q4>;
@@ -158,6 +171,55 @@ constexpr bool carries_over() {
     return std::is_same_v<F, Q8> || std::is_same_v<F, Q8M>;
   } else {
     return false;
+  }
+}
+
+template <class F>
+void put_scales(typename F::Group& group, int lane, const uint8_t* block) {
+  if constexpr (F::kHasMinimum) {
+    group.d[lane] = read_u16(block);
+    group.dmin[lane] = read_u16(block + 2);
+    for (int i = 0; i < 8; ++i) {
+      int scale = 0, least = 0;
+      read_scale_min(block + 4, i, scale, least);
+      group.scale[i][lane] = static_cast<uint8_t>(scale);
+      group.least[i][lane] = static_cast<uint8_t>(least);
+    }
+    if (!std::isfinite(half_to_float(group.dmin[lane]))) refuse_value(half_to_float(group.dmin[lane]), 0, 0, "finite scales");
+  } else {
+    group.d[lane] = read_u16(block + 208);
+    for (int i = 0; i < 16; ++i) group.scale[i][lane] = static_cast<int8_t>(block[192 + i]);
+  }
+  if (!std::isfinite(half_to_float(group.d[lane]))) refuse_value(half_to_float(group.d[lane]), 0, 0, "finite scales");
+}
+
+// The bits of a 5- or 6-bit integer above its nibble.
+template <class F>
+void put_high_bits(typename F::Group& group, int b, int lane, const int8_t* q) {
+  for (int k = 0; k < kBlock; ++k) {
+    const int high = q[k] >> 4;
+    if constexpr (F::kBits == 5) {
+      group.high[b][4 * lane + k % 4] = static_cast<uint8_t>(group.high[b][4 * lane + k % 4] | (high << (k / 4)));
+    } else if constexpr (F::kBits == 6) {
+      uint8_t& byte = group.high[b][64 * (k / 16) + 4 * lane + k % 4];
+      byte = static_cast<uint8_t>(byte | (high << (2 * (k / 4 % 4))));
+    }
+  }
+}
+
+// A row of 256-value blocks, integers and scales as they are. The row's bytes in the tile are zero before.
+template <class S, class F>
+void carry_super_row(const uint8_t* data, size_t row, size_t cols, typename F::Group* tile) {
+  const int lane = static_cast<int>(row % kTileRows);
+  for (size_t g = 0; g < cols / kSuperGroup; ++g, data += S::kBytes) {
+    put_scales<F>(tile[g], lane, data);
+    for (int b = 0; b < 8; ++b) {
+      int8_t q[kBlock], low[kBlock];
+      S::quants(data, b, q);
+      for (int k = 0; k < kBlock; ++k) low[k] = static_cast<int8_t>(q[k] & 15);
+      put_nibbles(tile[g].q[b], lane, low);
+      put_high_bits<F>(tile[g], b, lane, q);
+    }
   }
 }
 
@@ -183,6 +245,9 @@ void clear_last_tile(Format format, size_t rows, size_t cols, uint8_t* packed) {
   const size_t bytes = tile_bytes(format, cols);
   std::memset(packed + rows / kTileRows * bytes, 0, bytes);
 }
+
+// High bits are put in one by one, on zeros.
+void clear_all(Format format, size_t rows, size_t cols, uint8_t* packed) { std::memset(packed, 0, packed_bytes(format, rows, cols)); }
 
 }  // namespace
 
@@ -220,24 +285,36 @@ size_t packed_bytes(Format format, size_t rows, size_t cols) {
 void pack(Format format, const float* values, size_t rows, size_t cols, uint8_t* packed) {
   clear_last_tile(format, rows, cols, packed);
   visit_format(format, [&]<class F>(F) {
+    if constexpr (is_super<F>) {
+      refuse_floats(format_name(format));
+    } else {
     std::vector<float> x(round_up(cols, F::kGroupCols));
     for (size_t row = 0; row < rows; ++row) {
       std::memcpy(x.data(), values + row * cols, cols * sizeof(float));
       check_finite(x.data(), row, cols);
       pack_row<F>(x.data(), row, cols, tile_of<F>(packed, row, cols));
     }
+    }
   });
 }
 
 void repack(Source source, Format format, const uint8_t* data, size_t rows, size_t cols, uint8_t* packed) {
-  clear_last_tile(format, rows, cols, packed);
+  if (group_cols(format) == kSuperGroup) {
+    clear_all(format, rows, cols, packed);
+  } else {
+    clear_last_tile(format, rows, cols, packed);
+  }
   visit_source(source, [&]<class S>(S) {
     visit_format(format, [&]<class F>(F) {
       const size_t row_bytes = cols / S::kValues * S::kBytes;
       std::vector<float> x(round_up(cols, F::kGroupCols));
       for (size_t row = 0; row < rows; ++row) {
         typename F::Group* tile = tile_of<F>(packed, row, cols);
-        if constexpr (carries_over<S, F>()) {
+        if constexpr (carries_over<S, F>() && is_super<F>) {
+          carry_super_row<S, F>(data + row * row_bytes, row, cols, tile);
+        } else if constexpr (is_super<F>) {
+          refuse_floats(format_name(format));
+        } else if constexpr (carries_over<S, F>()) {
           carry_row<S, F>(data + row * row_bytes, row, cols, tile);
         } else {
           decode_row<S>(data + row * row_bytes, cols, x.data());

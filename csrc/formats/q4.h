@@ -9,6 +9,7 @@ namespace {
 
 struct Q4 {
   static constexpr int kGroupCols = kQuantGroup;
+  static constexpr int kRun = kBlock;  // columns that share a scale
   static constexpr int kBits = 4;
   static constexpr int kBias = 8;  // value = d · (q − kBias)
   static constexpr bool kHasMinimum = false;

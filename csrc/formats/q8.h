@@ -9,6 +9,7 @@ namespace {
 
 struct Q8 {
   static constexpr int kGroupCols = kQuantGroup;
+  static constexpr int kRun = kBlock;  // columns that share a scale
   static constexpr int kBits = 8;
   static constexpr int kBias = 0;  // value = d · (q − kBias)
   static constexpr bool kHasMinimum = false;

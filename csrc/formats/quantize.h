@@ -61,7 +61,8 @@ inline Block quantize_range(const float* x, int low, int high) {
   block.d = float_to_half((*most - *least) / static_cast<float>(high - low));
   const float d = half_to_float(block.d);
   block.m = float_to_half(*least - d * static_cast<float>(low));
-  quantize_with(x, d, half_to_float(block.m), 0, low, high, block.q);
+  const float m = half_to_float(block.m);
+  if (std::isfinite(d) && std::isfinite(m)) quantize_with(x, d, m, 0, low, high, block.q);  // else the caller refuses the block
   return block;
 }
 

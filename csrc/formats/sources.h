@@ -17,9 +17,9 @@ namespace pyinfer {
 inline uint16_t read_u16(const uint8_t* p) { return static_cast<uint16_t>(p[0] | (p[1] << 8)); }
 inline float read_half(const uint8_t* p) { return half_to_float(read_u16(p)); }
 
-inline void decode_block(const Block& block, int bias, float* out) {
+inline void decode_block(const Block& block, int bias, bool has_minimum, float* out) {
   const float d = half_to_float(block.d);
-  const float m = half_to_float(block.m);
+  const float m = has_minimum ? half_to_float(block.m) : -0.0f;  // adding +0 would turn −0 into +0
   for (int i = 0; i < kBlock; ++i) out[i] = d * static_cast<float>(block.q[i] - bias) + m;
 }
 
@@ -57,6 +57,7 @@ inline void add_fifth_bits(const uint8_t* bits, int8_t* q) {
 
 struct SourceQ4_0 {  // half d, 16 bytes of nibbles: d · (q − 8)
   static constexpr int kValues = 32, kBytes = 18, kBias = 8;
+  static constexpr bool kMinimum = false;
   static void integers(const uint8_t* p, int, Block& out) {
     out.d = read_u16(p);
     out.m = 0;
@@ -66,6 +67,7 @@ struct SourceQ4_0 {  // half d, 16 bytes of nibbles: d · (q − 8)
 
 struct SourceQ4_1 {  // half d, half m, 16 bytes of nibbles: d · q + m
   static constexpr int kValues = 32, kBytes = 20, kBias = 0;
+  static constexpr bool kMinimum = true;
   static void integers(const uint8_t* p, int, Block& out) {
     out.d = read_u16(p);
     out.m = read_u16(p + 2);
@@ -75,6 +77,7 @@ struct SourceQ4_1 {  // half d, half m, 16 bytes of nibbles: d · q + m
 
 struct SourceQ5_0 {  // half d, 32 fifth bits, 16 bytes of nibbles: d · (q − 16); kept as signed integers
   static constexpr int kValues = 32, kBytes = 22, kBias = 0;
+  static constexpr bool kMinimum = false;
   static void integers(const uint8_t* p, int, Block& out) {
     out.d = read_u16(p);
     out.m = 0;
@@ -86,6 +89,7 @@ struct SourceQ5_0 {  // half d, 32 fifth bits, 16 bytes of nibbles: d · (q − 
 
 struct SourceQ5_1 {  // half d, half m, 32 fifth bits, 16 bytes of nibbles: d · q + m
   static constexpr int kValues = 32, kBytes = 24, kBias = 0;
+  static constexpr bool kMinimum = true;
   static void integers(const uint8_t* p, int, Block& out) {
     out.d = read_u16(p);
     out.m = read_u16(p + 2);
@@ -96,6 +100,7 @@ struct SourceQ5_1 {  // half d, half m, 32 fifth bits, 16 bytes of nibbles: d ·
 
 struct SourceQ8_0 {  // half d, 32 signed bytes: d · q
   static constexpr int kValues = 32, kBytes = 34, kBias = 0;
+  static constexpr bool kMinimum = false;
   static void integers(const uint8_t* p, int, Block& out) {
     out.d = read_u16(p);
     out.m = 0;
@@ -164,16 +169,23 @@ struct SourceQ5_K : KSource<SourceQ5_K> {  // head, 32 bytes of fifth bits (bit 
 
 struct SourceQ6_K {  // 128 bytes low nibbles, 64 bytes high pairs, 16 signed scales, half d: d · scale · (q − 32), scales per 16
   static constexpr int kValues = 256, kBytes = 210;
-  static void decode(const uint8_t* p, int i, float* out) {
-    const int half = i / 4, run = i % 4;  // 128 values a half: runs of 32 at low/high nibbles of two 32-byte rows
+  // Run i of 32 values, 0…63. A half of 128 values is four runs at the low and high nibbles of two 32-byte rows.
+  static void quants(const uint8_t* p, int i, int8_t* q) {
+    const int half = i / 4, run = i % 4;
     const uint8_t* low = p + 64 * half + 32 * (run % 2);
     const uint8_t* high = p + 128 + 32 * half;
-    const float d = read_half(p + 208);
     for (int l = 0; l < kBlock; ++l) {
       const int nibble = run < 2 ? low[l] & 15 : low[l] >> 4;
-      const int q = (nibble | (((high[l] >> (2 * run)) & 3) << 4)) - 32;
-      const auto scale = static_cast<int8_t>(p[192 + 8 * half + 2 * run + l / 16]);
-      out[l] = d * static_cast<float>(scale) * static_cast<float>(q);
+      q[l] = static_cast<int8_t>(nibble | (((high[l] >> (2 * run)) & 3) << 4));
+    }
+  }
+  static void decode(const uint8_t* p, int i, float* out) {
+    int8_t q[kBlock];
+    quants(p, i, q);
+    const float d = read_half(p + 208);
+    for (int l = 0; l < kBlock; ++l) {
+      const auto scale = static_cast<int8_t>(p[192 + 2 * i + l / 16]);
+      out[l] = d * static_cast<float>(scale) * static_cast<float>(q[l] - 32);
     }
   }
 };

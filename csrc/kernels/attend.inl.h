@@ -31,18 +31,25 @@ struct Queries {
 template <int Q, int V>
 inline void multiply_add(const float* const* a, int n, const uint16_t* b, int b_stride, float* out, int out_stride) {
   F sums[Q][V];
+  PYINFER_UNROLL
   for (int i = 0; i < Q; ++i) {
+    PYINFER_UNROLL
     for (int v = 0; v < V; ++v) sums[i][v] = f_load(out + i * out_stride + v * kLanes);
   }
   for (int k = 0; k < n; ++k, b += b_stride) {
     F row[V];
+    PYINFER_UNROLL
     for (int v = 0; v < V; ++v) row[v] = f_load_half(b + v * kLanes);
+    PYINFER_UNROLL
     for (int i = 0; i < Q; ++i) {
       const F factor = f_set(a[i][k]);
+      PYINFER_UNROLL
       for (int v = 0; v < V; ++v) sums[i][v] = f_fma(factor, row[v], sums[i][v]);
     }
   }
+  PYINFER_UNROLL
   for (int i = 0; i < Q; ++i) {
+    PYINFER_UNROLL
     for (int v = 0; v < V; ++v) f_store(out + i * out_stride + v * kLanes, sums[i][v]);
   }
 }
@@ -72,9 +79,11 @@ inline void multiply_add_queries(int n_queries, const float* const* a, int n, co
 inline float soften(float* s, int n_valid, float* m, float* l) {
   for (int i = n_valid; i < kPagePositions; ++i) s[i] = kMinusInfinity;
   F largest = f_set(*m);
+  PYINFER_UNROLL
   for (int i = 0; i < kPagePositions; i += kLanes) largest = f_max(largest, f_load(s + i));
   const float m_new = f_hmax(largest);
   F sums = f_zero();
+  PYINFER_UNROLL
   for (int i = 0; i < kPagePositions; i += kLanes) {
     const F p = f_exp(f_sub(f_load(s + i), f_set(m_new)));
     f_store(s + i, p);
@@ -96,7 +105,7 @@ inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
   const uint16_t* k = args.pages[page] + args.k_offset;
   const uint16_t* v = args.pages[page] + args.v_offset;
   int longest = 0;
-  memset(queries.s, 0, sizeof queries.s);
+  memset(queries.s, 0, (size_t)queries.n * sizeof queries.s[0]);
   multiply_add_queries<kQueries>(queries.n, queries.q, args.head_dim, k, kPagePositions, kPagePositions, queries.s[0], kPagePositions);
   const float* weights[kQueries];
   for (int i = 0; i < queries.n; ++i) {
@@ -113,8 +122,11 @@ inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
 void attend(const AttendArgs& args) {
   Queries queries;
   const int n_queries = args.n_rows * args.n_heads;
-  for (int first = 0; first < n_queries; first += kQueries) {
-    queries.n = n_queries - first < kQueries ? n_queries - first : kQueries;
+  // Rounds of equal size rather than full ones and a small rest: a round reads all of K and V.
+  const int n_rounds = (n_queries + kQueries - 1) / kQueries;
+  const int round = (n_queries + n_rounds - 1) / n_rounds;
+  for (int first = 0; first < n_queries; first += round) {
+    queries.n = n_queries - first < round ? n_queries - first : round;
     int n_seen = 0;
     for (int i = 0; i < queries.n; ++i) {
       const int row = (first + i) / args.n_heads, head = (first + i) % args.n_heads;

@@ -6,6 +6,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// Before a loop whose arrays must become registers: unrolled early. Without it GCC 12 keeps sums in memory.
+#define PYINFER_UNROLL _Pragma("GCC unroll 16")
+
 namespace pyinfer {
 
 // Positions a KV page holds, and the chunk in which attention walks the past. Fixed: bits depend on it.
@@ -22,9 +25,9 @@ enum { kMaxHeadDim = 1024 };
 //   int8_t q[8][R][4];   four columns of a row together, as one 32-bit lane of a dot product
 //   float scale[R];      value = scale · q; scale = max|x| / 127 over the block
 //   float sum[R];        scale · Σq, for formats with a minimum
-//   int32_t bias[R];     −8 · Σq, the start value that takes the offset of unsigned weights back
+//   int32_t bias[2][R];  −8 · Σq over all 32 columns and over the last 16: start values that take the offset of unsigned weights back
 // f32 panel of R rows: float x[columns][R].
-enum { kPanelBlockBytes = 44 };  // bytes a row and block of the int8 panel
+enum { kPanelBlockBytes = 48 };  // bytes a row and block of the int8 panel
 
 struct MatmulArgs {
   const uint8_t* tiles;  // n_tiles packed tiles of 16 weight rows

@@ -1,31 +1,20 @@
 // Products of packed weight tiles with a panel of activations.
 //
-// int8:  out[r][i] = Σ over blocks b of  d[b][i] · scale[r][b] · (Σ in b of w · x, in integers)  (+ m[b][i] · sum[r][b])
+// int8:  out[r][i] = Σ over runs of  d[i] · scale[r] · (Σ in the run of w · x, in integers)  (+ m[i] · sum[r] a block)
 // f32:   out[r][i] = Σ over columns c of  value(w[i][c]) · x[r][c], even and odd columns in two sums
 //
 // One accumulator a (row, output), blocks in ascending order, whatever the number of rows in the panel: the bits of a row
 // do not depend on its neighbours. `R` rows of the panel meet `S` strips of kLanes weight rows; a tile is 16 / kLanes strips.
 #pragma once
 
-#include "formats/bf16.h"
-#include "formats/f16.h"
-#include "formats/f32.h"
-#include "formats/q4.h"
-#include "formats/q4m.h"
-#include "formats/q8.h"
-#include "formats/q8m.h"
 #include "kernels/kernels.h"
+#include "kernels/weights.inl.h"
 
 namespace pyinfer {
 namespace {
 
 constexpr int kStrips = kTileRows / kLanes;
 
-// Before a loop over rows or strips: unrolled early, its arrays become registers. Without it GCC 12 keeps the sums in memory.
-#define PYINFER_UNROLL _Pragma("GCC unroll 16")
-
-template <class Format>
-constexpr bool is_float_format = Format::kGroupCols == kFloatGroup;
 
 // One block of a panel of R rows.
 template <int R>
@@ -33,90 +22,79 @@ struct PanelBlock {
   int8_t q[8][R][4];
   float scale[R];
   float sum[R];
-  int32_t bias[R];
+  int32_t bias[2][R];
 };
 
-// Integer dot products of block `b` of a group with the R rows, for one strip.
+// The integer kind of a format: see the end of each file of kernels/simd.
+template <class Format>
+struct IntegersOf {
+  typedef S8 Kind;
+};
+#define PYINFER_INTEGERS(format, kind) \
+  template <>                          \
+  struct IntegersOf<format> {          \
+    typedef kind Kind;                 \
+  };
+PYINFER_INTEGERS(Q4, U4)
+PYINFER_INTEGERS(Q4M, U4)
+PYINFER_INTEGERS(Q4K, U4)
+PYINFER_INTEGERS(Q5K, U6)
+PYINFER_INTEGERS(Q6K, U6)
+#undef PYINFER_INTEGERS
+
+// What takes a format's offset back: −kBias · Σ activations of a block (`run` 0 of 1) or of half of it (0 or 1 of 2).
 template <class Format, int R>
-inline void block_dots(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, I (&dots)[R]) {
-  const int at = 4 * kLanes * strip;
-  if constexpr (Format::kBits == 4) {
-    Dot4 sums[R];
-    PYINFER_UNROLL
-    for (int r = 0; r < R; ++r) sums[r] = dot4_start(Format::kBias ? x.bias[r] : 0);
-    PYINFER_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      const B packed = b_load(group.q[b] + 64 * j + at);
-      const B low = b_low_nibbles(packed), high = b_high_nibbles(packed);
-      PYINFER_UNROLL
-      for (int r = 0; r < R; ++r) sums[r] = dot4_add(sums[r], low, x.q[j][r]);
-      PYINFER_UNROLL
-      for (int r = 0; r < R; ++r) sums[r] = dot4_add(sums[r], high, x.q[j + 4][r]);
-    }
-    PYINFER_UNROLL
-    for (int r = 0; r < R; ++r) dots[r] = dot4_finish(sums[r], Format::kBias ? x.bias[r] : 0);
-  } else {
-    Dot8 sums[R];
-    PYINFER_UNROLL
-    for (int r = 0; r < R; ++r) sums[r] = dot8_start(x.bias[r]);
-    PYINFER_UNROLL
-    for (int j = 0; j < 8; ++j) {
-      const Weights8 w = weights8(b_load(group.q[b] + 64 * j + at));
-      PYINFER_UNROLL
-      for (int r = 0; r < R; ++r) sums[r] = dot8_add(sums[r], w, x.q[j][r]);
-    }
-    PYINFER_UNROLL
-    for (int r = 0; r < R; ++r) dots[r] = dot8_finish(sums[r]);
+inline I offset(const PanelBlock<R>& x, int r, int run) {
+  if constexpr (Format::kBits == 8) return i_set(x.bias[0][r]);
+  if constexpr (Format::kBias == 0) return i_set(0);
+  if constexpr (Format::kRun == kBlock) return i_set(x.bias[0][r]);
+  const I half = run == 0 ? i_sub(i_set(x.bias[0][r]), i_set(x.bias[1][r])) : i_set(x.bias[1][r]);
+  return i_shl(half, 2);
+}
+
+// Adds the products of columns 4·J … 4·End−1 of a block.
+template <class Format, int R, int J, int End>
+inline void add_columns(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x,
+                        typename IntegersOf<Format>::Kind::Sum (&sums)[R]) {
+  typedef typename IntegersOf<Format>::Kind Kind;
+  const typename Kind::Weights w = Kind::prepare(four_columns<Format, J>(group, b, strip));
+  PYINFER_UNROLL
+  for (int r = 0; r < R; ++r) sums[r] = Kind::add(sums[r], w, x.q[J][r]);
+  if constexpr (J + 1 < End) add_columns<Format, R, J + 1, End>(group, b, strip, x, sums);
+}
+
+// One run of a block (all of it, or its first or second half) with all rows, for one strip.
+template <class Format, int R, int Run>
+inline void add_run(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, F (&sums)[R]) {
+  typedef typename IntegersOf<Format>::Kind Kind;
+  constexpr int kRuns = kBlock / Format::kRun, kFours = Format::kRun / 4;
+  typename Kind::Sum dots[R];
+  PYINFER_UNROLL
+  for (int r = 0; r < R; ++r) dots[r] = Kind::start(offset<Format, R>(x, r, Run));
+  add_columns<Format, R, Run * kFours, Run * kFours + kFours>(group, b, strip, x, dots);
+  const F d = run_scale<Format>(group, b * kRuns + Run, strip);
+  PYINFER_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const F dot = f_from_i(Kind::finish(dots[r], offset<Format, R>(x, r, Run)));
+    sums[r] = f_fma(dot, f_mul(d, f_set(x.scale[r])), sums[r]);
   }
+  if constexpr (Run + 1 < kRuns) add_run<Format, R, Run + 1>(group, b, strip, x, sums);
 }
 
 template <class Format, int R, int S>
 inline void int8_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const PanelBlock<R>* x, F (&sums)[S][R]) {
   for (size_t g = 0; g < n_groups; ++g) {
-    for (int b = 0; b < 2; ++b, ++x) {
+    for (int b = 0; b < Format::kGroupCols / kBlock; ++b, ++x) {
       PYINFER_UNROLL
       for (int s = 0; s < S; ++s) {
-        const int strip = first_strip + s;
-        I dots[R];
-        block_dots<Format, R>(groups[g], b, strip, *x, dots);
-        const F d = f_load_half(groups[g].d[b] + kLanes * strip);
-        PYINFER_UNROLL
-        for (int r = 0; r < R; ++r) sums[s][r] = f_fma(f_from_i(dots[r]), f_mul(d, f_set(x->scale[r])), sums[s][r]);
+        add_run<Format, R, 0>(groups[g], b, first_strip + s, *x, sums[s]);
         if constexpr (Format::kHasMinimum) {
-          const F m = f_load_half(groups[g].m[b] + kLanes * strip);
+          const F m = block_minimum<Format>(groups[g], b, first_strip + s);
           PYINFER_UNROLL
           for (int r = 0; r < R; ++r) sums[s][r] = f_fma(m, f_set(x->sum[r]), sums[s][r]);
         }
       }
     }
-  }
-}
-
-// Column `c` of a group as kLanes float values.
-template <class Format>
-inline F column_values(const typename Format::Group& group, int strip, int c) {
-  const int lane = kLanes * strip;
-  if constexpr (is_float_format<Format>) {
-    if constexpr (sizeof group.v[0][0] == sizeof(float)) {
-      return f_load((const float*)group.v[c] + lane);
-    } else if constexpr (Format::kIsHalf) {
-      return f_load_half((const uint16_t*)group.v[c] + lane);
-    } else {
-      return f_load_bf16((const uint16_t*)group.v[c] + lane);
-    }
-  } else {
-    const int b = c / kBlock, k = c % kBlock;
-    I q;
-    if constexpr (Format::kBits == 4) {
-      q = i_load(group.q[b] + 64 * (k / 4 % 4) + 4 * lane);
-      q = i_and(i_shr(q, 8 * (k % 4) + (k >= kBlock / 2 ? 4 : 0)), i_set(15));
-    } else {
-      q = i_load(group.q[b] + 64 * (k / 4) + 4 * lane);
-      q = i_sra(i_shl(q, 24 - 8 * (k % 4)), 24);
-    }
-    const F value = f_mul(f_load_half(group.d[b] + lane), f_from_i(i_add(q, i_set(-Format::kBias))));
-    if constexpr (Format::kHasMinimum) return f_add(value, f_load_half(group.m[b] + lane));
-    return value;
   }
 }
 

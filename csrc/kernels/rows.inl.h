@@ -10,10 +10,10 @@
 namespace pyinfer {
 namespace {
 
-// e^x for x ≤ 88, within 2 ulp; 0 below −87. x = n·ln 2 + r, |r| ≤ ln 2 / 2; e^r by its Taylor polynomial of degree 7 (the rest
+// e^x for x ≤ 88, within 2 ulp; 0 below −87; NaN stays NaN. x = n·ln 2 + r, |r| ≤ ln 2 / 2; e^r by its Taylor polynomial of degree 7 (the rest
 // is below 2^-27), whose constant term is exactly 1, so that e^0 = 1.
 inline F f_exp(F x) {
-  const F clamped = f_max(x, f_set(-87.0f));
+  const F clamped = f_max(f_set(-87.0f), x);
   const I n = f_round(f_mul(clamped, f_set(1.44269504f)));
   const F nf = f_from_i(n);
   // ln 2 in two parts, the first with few enough bits that n · part is exact.
@@ -31,35 +31,50 @@ inline F f_exp(F x) {
   return f_keep_from(f_mul(p, power), x, f_set(-87.0f));
 }
 
-// Quantises one block of 32 values: q = round(x · 127 / max|x|).
-inline void quantize_block(const float* x, int8_t* q, float* scale, int32_t* sum) {
-  F largest = f_zero();
-  for (int i = 0; i < kBlock; i += kLanes) largest = f_max(largest, f_abs(f_load(x + i)));
-  const float magnitude = f_hmax(largest);
-  const F inverse = f_set(magnitude > 0.0f ? 127.0f / magnitude : 0.0f);
-  I total = i_set(0);
+// Below this 127 / max|x| would overflow: such a block is as good as zero.
+constexpr float kLeastMagnitude = 1e-36f;
+
+// Quantises one block of 32 values: q = round(x · 127 / max|x|). A block with a value that is not finite gets the scale NaN, so that
+// it shows in the result; `bad` is 0 or NaN, and needed since f_max forgets NaN. sums: Σq over all and over the last 16.
+inline void quantize_block(const float* x, int8_t* q, float* scale, int32_t (&sums)[2]) {
+  F largest = f_zero(), bad = f_zero();
+  for (int i = 0; i < kBlock; i += kLanes) {
+    largest = f_max(largest, f_abs(f_load(x + i)));
+    bad = f_fma(f_load(x + i), f_zero(), bad);
+  }
+  const float magnitude = f_hmax(largest) + f_sum(bad);
+  *scale = magnitude / 127.0f;
+  sums[0] = sums[1] = 0;
+  if (!(magnitude >= kLeastMagnitude)) {
+    memset(q, 0, kBlock);
+    return;
+  }
+  const F inverse = f_set(127.0f / magnitude);
+  I halves[2] = {i_set(0), i_set(0)};
   for (int i = 0; i < kBlock; i += kLanes) {
     const I rounded = f_round(f_mul(f_load(x + i), inverse));
     i_store_bytes(q + i, rounded);
-    total = i_add(total, rounded);
+    halves[i / 16] = i_add(halves[i / 16], rounded);
   }
-  *scale = magnitude / 127.0f;
-  *sum = i_sum(total);
+  sums[1] = i_sum(halves[1]);
+  sums[0] = i_sum(halves[0]) + sums[1];
 }
 
 // Puts block `b` of row `r` into an int8 panel of `n_rows` rows.
 inline void put_panel_block(const float* x, int r, int n_rows, uint8_t* block) {
   int8_t q[kBlock];
   float scale;
-  int32_t sum;
-  quantize_block(x, q, &scale, &sum);
+  int32_t sums[2];
+  quantize_block(x, q, &scale, sums);
   for (int j = 0; j < kBlock / 4; ++j) memcpy(block + 4 * (j * n_rows + r), q + 4 * j, 4);
   uint8_t* tail = block + kBlock * n_rows;
-  const float scaled_sum = scale * (float)sum;
-  const int32_t bias = -8 * sum;
+  const float scaled_sum = scale * (float)sums[0];
   memcpy(tail + 4 * r, &scale, 4);
   memcpy(tail + 4 * (n_rows + r), &scaled_sum, 4);
-  memcpy(tail + 4 * (2 * n_rows + r), &bias, 4);
+  for (int i = 0; i < 2; ++i) {
+    const int32_t bias = -8 * sums[i];
+    memcpy(tail + 4 * ((2 + i) * n_rows + r), &bias, 4);
+  }
 }
 
 void pack_int8(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel) {
@@ -116,8 +131,8 @@ void rope(float* head, const float* cosines, const float* sines, size_t half, si
   for (size_t i = 0; i < n; ++i) head[i] *= scale;
 }
 
-// Largest finite half: what is larger saturates, so that a page never holds infinities.
-inline F f_saturate_half(F x) { return f_max(f_min(x, f_set(65504.0f)), f_set(-65504.0f)); }
+// Largest finite half: what is larger saturates, so that a page never holds infinities. NaN stays NaN.
+inline F f_saturate_half(F x) { return f_max(f_set(-65504.0f), f_min(f_set(65504.0f), x)); }
 
 // `n` floats as halves.
 inline void to_halves(const float* x, int n, uint16_t* out) {

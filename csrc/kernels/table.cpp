@@ -4,6 +4,7 @@
 #include "kernels/kernels.h"
 
 #include PYINFER_ISA_HEADER
+#include "kernels/weights.inl.h"
 #include "kernels/matmul.inl.h"
 #include "kernels/rows.inl.h"
 #include "kernels/attend.inl.h"

@@ -16,6 +16,7 @@ namespace {
 constexpr char kMagic[8] = "PYINFER";
 constexpr uint64_t kMaxMetadata = 64ull << 20;
 constexpr uint64_t kMaxTokenizer = 256ull << 20;
+constexpr uint64_t kMaxTensors = 16 * 1024;  // 1024 layers of fewer than 16 tensors
 constexpr uint64_t kWeightsAlignment = 4096;
 
 struct Shape {
@@ -62,7 +63,7 @@ const char* role_name(Role role) {
 ModelFile::ModelFile(const std::string& path) : file_(path) {
   check_header();
   check_head_crc();
-  check_padding();
+  check_zeros("padding before the weights", header().tokenizer_offset + header().tokenizer_bytes, header().weights_offset);
   check_spec();
   check_table();
 }
@@ -115,8 +116,10 @@ void ModelFile::check_header() const {
   expect("spec_offset", h.spec_offset, sizeof(FileHeader));
   expect("spec_bytes", h.spec_bytes, sizeof(ModelSpec));
   expect("table_offset", h.table_offset, sizeof(FileHeader) + sizeof(ModelSpec));
-  // Each size is held against what is left of the file, so that no sum below can wrap.
-  expect_within("table_bytes", h.table_bytes, 0, h.file_bytes - std::min<uint64_t>(h.file_bytes, h.table_offset));
+  // Each size is held against what is left of the file, so that no sum below can wrap; the table also against the largest there can
+  // be, so that a huge sparse file is refused before its table is summed.
+  const uint64_t left = h.file_bytes - std::min<uint64_t>(h.file_bytes, h.table_offset);
+  expect_within("table_bytes", h.table_bytes, 0, std::min(left, kMaxTensors * sizeof(TensorRecord)));
   if (h.table_bytes % sizeof(TensorRecord) != 0) refuse("table_bytes", "a multiple of 64", text(h.table_bytes));
   expect("metadata_offset", h.metadata_offset, h.table_offset + h.table_bytes);
   expect_within("metadata_bytes", h.metadata_bytes, 0, std::min(kMaxMetadata, h.file_bytes - h.metadata_offset));
@@ -135,11 +138,8 @@ void ModelFile::check_head_crc() const {
   expect("head_crc", h.head_crc, crc);
 }
 
-void ModelFile::check_padding() const {
-  const uint8_t* end = file_.data() + header().weights_offset;
-  for (const uint8_t* p = file_.data() + header().tokenizer_offset + header().tokenizer_bytes; p != end; ++p) {
-    expect("padding before the weights", *p, 0);
-  }
+void ModelFile::check_zeros(const std::string& name, uint64_t begin, uint64_t end) const {
+  for (uint64_t i = begin; i < end; ++i) expect(name, file_.data()[i], 0);
 }
 
 void ModelFile::check_spec() const {
@@ -173,11 +173,13 @@ void ModelFile::check_table() const {
   uint64_t end = header().weights_offset;
   for (const TensorRecord& tensor : records) {
     check_tensor(tensor, end);
+    check_zeros("gap before a tensor", end, tensor.offset);
     end = tensor.offset + tensor.bytes;
     const std::string name = std::string(role_name(tensor.role)) + " of layer " + text(tensor.layer);
     if (!seen.emplace(tensor.role, tensor.layer).second) refuse("table", "one tensor " + name, "two");
   }
   expect_within("end of the last tensor", end, file_.size() - std::min<size_t>(file_.size(), kAlignment - 1), file_.size());
+  check_zeros("gap after the last tensor", end, file_.size());
 }
 
 void ModelFile::check_tensor(const TensorRecord& tensor, uint64_t previous_end) const {

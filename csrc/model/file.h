@@ -74,7 +74,7 @@ class ModelFile {
   const FileHeader& header() const { return *reinterpret_cast<const FileHeader*>(file_.data()); }
   void check_header() const;
   void check_head_crc() const;
-  void check_padding() const;
+  void check_zeros(const std::string& name, uint64_t begin, uint64_t end) const;
   void check_spec() const;
   void check_table() const;
   void check_tensor(const TensorRecord& tensor, uint64_t previous_end) const;

@@ -22,6 +22,7 @@ inline F f_sub(F a, F b) { return _mm256_sub_ps(a, b); }
 inline F f_mul(F a, F b) { return _mm256_mul_ps(a, b); }
 inline F f_div(F a, F b) { return _mm256_div_ps(a, b); }
 inline F f_fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }  // a · b + c
+// The second where one is NaN.
 inline F f_max(F a, F b) { return _mm256_max_ps(a, b); }
 inline F f_min(F a, F b) { return _mm256_min_ps(a, b); }
 inline F f_abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
@@ -35,8 +36,8 @@ inline float f_hmax(F a) {
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
-// y where x ≥ limit, else 0.
-inline F f_keep_from(F y, F x, F limit) { return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_GE_OQ), y); }
+// 0 where x < limit, else y: y where x is NaN.
+inline F f_keep_from(F y, F x, F limit) { return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), y); }
 inline F f_from_i(I a) { return _mm256_cvtepi32_ps(a); }
 inline I f_round(F a) { return _mm256_cvtps_epi32(a); }  // to nearest, ties to even
 inline F f_from_bits(I a) { return _mm256_castsi256_ps(a); }
@@ -55,6 +56,9 @@ inline I i_shl(I a, int n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }
 inline I i_shr(I a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }   // zeros come in
 inline I i_sra(I a, int n) { return _mm256_sra_epi32(a, _mm_cvtsi32_si128(n)); }   // signs come in
 inline I i_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline I i_sub(I a, I b) { return _mm256_sub_epi32(a, b); }
+inline I i_load_bytes(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+inline I i_load_signed_bytes(const int8_t* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline int32_t i_sum(I a) {
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
@@ -70,30 +74,54 @@ inline B b_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline B b_low_nibbles(B a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 inline B b_high_nibbles(B a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
 
-// Dot products of one block: each lane adds the products of its four weight bytes with the four activations at `x`.
-// For unsigned 4-bit weights: a pair of products is at most 2 · 15 · 127 in magnitude, so the eight pairs that meet in one 16-bit
-// lane reach 30480 and cannot overflow; they are widened once a block.
-typedef __m256i Dot4;
-inline Dot4 dot4_start(int32_t) { return _mm256_setzero_si256(); }
-inline Dot4 dot4_add(Dot4 dot, B weights, const int8_t* x) {
-  return _mm256_add_epi16(dot, _mm256_maddubs_epi16(weights, _mm256_set1_epi32(*(const int32_t*)x)));
-}
-inline I dot4_finish(Dot4 dot, int32_t start) {
-  return _mm256_add_epi32(_mm256_madd_epi16(dot, _mm256_set1_epi16(1)), _mm256_set1_epi32(start));
+// low | (high shifted by Shift, left if positive) & mask, byte by byte; bits that cross a byte are masked away.
+template <int Shift>
+inline B b_insert(B low, B high, int mask) {
+  const B shifted = Shift >= 0 ? _mm256_slli_epi16(high, Shift >= 0 ? Shift : 0) : _mm256_srli_epi16(high, Shift < 0 ? -Shift : 0);
+  return _mm256_or_si256(low, _mm256_and_si256(shifted, _mm256_set1_epi8((char)mask)));
 }
 
-// For signed 8-bit weights: |w| as the unsigned factor, the activation takes w's sign. A pair is at most 2 · 128 · 127 = 32512.
-typedef __m256i Dot8;
-struct Weights8 {
-  __m256i magnitude, sign;
+inline __m256i four_bytes(const int8_t* x) { return _mm256_set1_epi32(*(const int32_t*)x); }
+inline I widen_pairs(__m256i a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
+
+// Kinds of integer weights: how the four weight bytes of each lane meet the four activations at `x`, and add up over a run of columns.
+// Unsigned, 4 bits: a pair of products is at most 2 · 15 · 127 in magnitude, so the eight pairs that meet in one 16-bit lane reach
+// 30480 and cannot overflow; they are widened once a block. `offset` is added to the sum.
+struct U4 {
+  typedef B Weights;
+  typedef __m256i Sum;
+  static Weights prepare(B a) { return a; }
+  static Sum start(I) { return _mm256_setzero_si256(); }
+  static Sum add(Sum sum, Weights w, const int8_t* x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, four_bytes(x))); }
+  static I finish(Sum sum, I offset) { return _mm256_add_epi32(widen_pairs(sum), offset); }
 };
-inline Weights8 weights8(B a) { return {_mm256_abs_epi8(a), a}; }
-inline Dot8 dot8_start(int32_t) { return _mm256_setzero_si256(); }
-inline Dot8 dot8_add(Dot8 dot, Weights8 weights, const int8_t* x) {
-  const __m256i signed_x = _mm256_sign_epi8(_mm256_set1_epi32(*(const int32_t*)x), weights.sign);
-  return _mm256_add_epi32(dot, _mm256_madd_epi16(_mm256_maddubs_epi16(weights.magnitude, signed_x), _mm256_set1_epi16(1)));
-}
-inline I dot8_finish(Dot8 dot) { return dot; }
+
+// Unsigned, up to 6 bits: a pair is at most 2 · 63 · 127 = 16002; widened at once.
+struct U6 {
+  typedef B Weights;
+  typedef I Sum;
+  static Weights prepare(B a) { return a; }
+  static Sum start(I offset) { return offset; }
+  static Sum add(Sum sum, Weights w, const int8_t* x) {
+    return _mm256_add_epi32(sum, widen_pairs(_mm256_maddubs_epi16(w, four_bytes(x))));
+  }
+  static I finish(Sum sum, I) { return sum; }
+};
+
+// Signed bytes: |w| as the unsigned factor, the activation takes w's sign. A pair is at most 2 · 128 · 127 = 32512.
+struct S8 {
+  struct Weights {
+    __m256i magnitude, sign;
+  };
+  typedef I Sum;
+  static Weights prepare(B a) { return {_mm256_abs_epi8(a), a}; }
+  static Sum start(I) { return _mm256_setzero_si256(); }
+  static Sum add(Sum sum, Weights w, const int8_t* x) {
+    const __m256i signed_x = _mm256_sign_epi8(four_bytes(x), w.sign);
+    return _mm256_add_epi32(sum, widen_pairs(_mm256_maddubs_epi16(w.magnitude, signed_x)));
+  }
+  static I finish(Sum sum, I) { return sum; }
+};
 
 }  // namespace
 }  // namespace pyinfer

@@ -22,13 +22,14 @@ inline F f_sub(F a, F b) { return _mm512_sub_ps(a, b); }
 inline F f_mul(F a, F b) { return _mm512_mul_ps(a, b); }
 inline F f_div(F a, F b) { return _mm512_div_ps(a, b); }
 inline F f_fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }  // a · b + c
+// The second where one is NaN.
 inline F f_max(F a, F b) { return _mm512_max_ps(a, b); }
 inline F f_min(F a, F b) { return _mm512_min_ps(a, b); }
 inline F f_abs(F a) { return _mm512_abs_ps(a); }
 inline float f_sum(F a) { return _mm512_reduce_add_ps(a); }
 inline float f_hmax(F a) { return _mm512_reduce_max_ps(a); }
-// y where x ≥ limit, else 0.
-inline F f_keep_from(F y, F x, F limit) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), y); }
+// 0 where x < limit, else y: y where x is NaN.
+inline F f_keep_from(F y, F x, F limit) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), y); }
 inline F f_from_i(I a) { return _mm512_cvtepi32_ps(a); }
 inline I f_round(F a) { return _mm512_cvtps_epi32(a); }  // to nearest, ties to even
 inline F f_from_bits(I a) { return _mm512_castsi512_ps(a); }
@@ -47,12 +48,22 @@ inline I i_shl(I a, int n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
 inline I i_shr(I a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }   // zeros come in
 inline I i_sra(I a, int n) { return _mm512_sra_epi32(a, _mm_cvtsi32_si128(n)); }   // signs come in
 inline I i_load(const void* p) { return _mm512_loadu_si512(p); }
+inline I i_sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+inline I i_load_bytes(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+inline I i_load_signed_bytes(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline int32_t i_sum(I a) { return _mm512_reduce_add_epi32(a); }
 inline void i_store_bytes(int8_t* p, I a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a)); }
 
 inline B b_load(const void* p) { return _mm512_loadu_si512(p); }
 inline B b_low_nibbles(B a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 inline B b_high_nibbles(B a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
+
+// low | (high shifted by Shift, left if positive) & mask, byte by byte; bits that cross a byte are masked away.
+template <int Shift>
+inline B b_insert(B low, B high, int mask) {
+  const B shifted = Shift >= 0 ? _mm512_slli_epi16(high, Shift >= 0 ? Shift : 0) : _mm512_srli_epi16(high, Shift < 0 ? -Shift : 0);
+  return _mm512_ternarylogic_epi32(low, shifted, _mm512_set1_epi8((char)mask), 0xF8);
+}
 
 // dot += w · x over the four bytes of each lane, the same four activations at `x` in all lanes. As a statement of assembly because
 // GCC 12 does not fold the broadcast into the instruction and spends a register and an instruction on each.
@@ -61,20 +72,27 @@ inline I dot_unsigned(I dot, B w, const int8_t* x) {
   return dot;
 }
 
-// Dot products of one block: each lane adds the products of its four weight bytes with the four activations at `x`.
-// For unsigned 4-bit weights; `bias` is −8 · Σ activations.
-typedef I Dot4;
-inline Dot4 dot4_start(int32_t start) { return i_set(start); }
-inline Dot4 dot4_add(Dot4 dot, B weights, const int8_t* x) { return dot_unsigned(dot, weights, x); }
-inline I dot4_finish(Dot4 dot, int32_t) { return dot; }
+// Kinds of integer weights: how the four weight bytes of each lane meet the four activations at `x`, and add up over a run of columns.
+// Unsigned, up to 6 bits. `offset` is where the sum starts.
+struct U6 {
+  typedef B Weights;
+  typedef I Sum;
+  static Weights prepare(B a) { return a; }
+  static Sum start(I offset) { return offset; }
+  static Sum add(Sum sum, Weights w, const int8_t* x) { return dot_unsigned(sum, w, x); }
+  static I finish(Sum sum, I) { return sum; }
+};
+typedef U6 U4;
 
-// For signed 8-bit weights, made unsigned by +128, which the start value takes back.
-typedef I Dot8;
-typedef B Weights8;
-inline Weights8 weights8(B a) { return _mm512_xor_si512(a, _mm512_set1_epi8((char)0x80)); }
-inline Dot8 dot8_start(int32_t bias) { return i_set(16 * bias); }
-inline Dot8 dot8_add(Dot8 dot, Weights8 weights, const int8_t* x) { return dot_unsigned(dot, weights, x); }
-inline I dot8_finish(Dot8 dot) { return dot; }
+// Signed bytes, made unsigned by +128, which 16 times the −8 · Σ activations of `offset` take back.
+struct S8 {
+  typedef B Weights;
+  typedef I Sum;
+  static Weights prepare(B a) { return _mm512_xor_si512(a, _mm512_set1_epi8((char)0x80)); }
+  static Sum start(I offset) { return _mm512_slli_epi32(offset, 4); }
+  static Sum add(Sum sum, Weights w, const int8_t* x) { return dot_unsigned(sum, w, x); }
+  static I finish(Sum sum, I) { return sum; }
+};
 
 }  // namespace
 }  // namespace pyinfer

@@ -52,6 +52,7 @@ inline F f_div(F a, F b) {
 inline F f_fma(F a, F b, F c) {  // two roundings: a machine without FMA would emulate one at a hundredfold cost
   return each<F>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
 }
+// The second where one is NaN.
 inline F f_max(F a, F b) {
   return each<F>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
@@ -67,9 +68,9 @@ inline float f_hmax(F a) {
   const F pairs = f_max(a, swapped);
   return pairs.v[0] > pairs.v[1] ? pairs.v[0] : pairs.v[1];
 }
-// y where x ≥ limit, else 0.
+// 0 where x < limit, else y: y where x is NaN.
 inline F f_keep_from(F y, F x, F limit) {
-  return each<F>([&](int i) { return x.v[i] >= limit.v[i] ? y.v[i] : 0.0f; });
+  return each<F>([&](int i) { return x.v[i] < limit.v[i] ? 0.0f : y.v[i]; });
 }
 inline F f_from_i(I a) {
   return each<F>([&](int i) { return (float)a.v[i]; });
@@ -114,6 +115,15 @@ inline I i_load(const void* p) {
   memcpy(result.v, p, sizeof result.v);
   return result;
 }
+inline I i_sub(I a, I b) {
+  return each<I>([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline I i_load_bytes(const uint8_t* p) {
+  return each<I>([=](int i) { return (int32_t)p[i]; });
+}
+inline I i_load_signed_bytes(const int8_t* p) {
+  return each<I>([=](int i) { return (int32_t)p[i]; });
+}
 inline int32_t i_sum(I a) { return a.v[0] + a.v[1] + a.v[2] + a.v[3]; }
 inline void i_store_bytes(int8_t* p, I a) {
   for (int i = 0; i < kLanes; ++i) p[i] = (int8_t)a.v[i];
@@ -133,24 +143,43 @@ inline B b_high_nibbles(B a) {
   return a;
 }
 
-// Dot products of one block: each lane adds the products of its four weight bytes with the four activations at `x`.
-typedef I Dot4;
-inline Dot4 dot4_start(int32_t start) { return i_set(start); }
-inline Dot4 dot4_add(Dot4 dot, B weights, const int8_t* x) {
-  for (int i = 0; i < 4 * kLanes; ++i) dot.v[i / 4] += weights.v[i] * x[i % 4];
-  return dot;
+// low | (high shifted by Shift, left if positive) & mask, byte by byte.
+template <int Shift>
+inline B b_insert(B low, B high, int mask) {
+  for (int i = 0; i < 4 * kLanes; ++i) {
+    const int shifted = Shift >= 0 ? high.v[i] << (Shift >= 0 ? Shift : 0) : high.v[i] >> (Shift < 0 ? -Shift : 0);
+    low.v[i] = (uint8_t)(low.v[i] | (shifted & mask));
+  }
+  return low;
 }
-inline I dot4_finish(Dot4 dot, int32_t) { return dot; }
 
-typedef I Dot8;
-typedef B Weights8;
-inline Weights8 weights8(B a) { return a; }
-inline Dot8 dot8_start(int32_t) { return i_set(0); }
-inline Dot8 dot8_add(Dot8 dot, Weights8 weights, const int8_t* x) {
-  for (int i = 0; i < 4 * kLanes; ++i) dot.v[i / 4] += (int8_t)weights.v[i] * x[i % 4];
-  return dot;
-}
-inline I dot8_finish(Dot8 dot) { return dot; }
+// Kinds of integer weights: how the four weight bytes of each lane meet the four activations at `x`, and add up over a run of columns.
+// Unsigned, up to 6 bits. `offset` is where the sum starts.
+struct U6 {
+  typedef B Weights;
+  typedef I Sum;
+  static Weights prepare(B a) { return a; }
+  static Sum start(I offset) { return offset; }
+  static Sum add(Sum sum, Weights w, const int8_t* x) {
+    for (int i = 0; i < 4 * kLanes; ++i) sum.v[i / 4] += w.v[i] * x[i % 4];
+    return sum;
+  }
+  static I finish(Sum sum, I) { return sum; }
+};
+typedef U6 U4;
+
+// Signed bytes.
+struct S8 {
+  typedef B Weights;
+  typedef I Sum;
+  static Weights prepare(B a) { return a; }
+  static Sum start(I) { return i_set(0); }
+  static Sum add(Sum sum, Weights w, const int8_t* x) {
+    for (int i = 0; i < 4 * kLanes; ++i) sum.v[i / 4] += (int8_t)w.v[i] * x[i % 4];
+    return sum;
+  }
+  static I finish(Sum sum, I) { return sum; }
+};
 
 }  // namespace
 }  // namespace pyinfer

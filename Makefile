@@ -1,0 +1,39 @@
+# The commands everyone knows. PYTHON is the interpreter of the environment to work in: make test PYTHON=.venv/bin/python
+
+PYTHON ?= python3
+CLANG_FORMAT ?= $(firstword $(wildcard $(dir $(shell command -v $(PYTHON)))clang-format) clang-format)
+CORE := $(shell find csrc tests/cpp bench -name '*.h' -o -name '*.cpp' -o -name '*.inc')
+MODEL ?= smollm2
+PROMPT ?=
+
+.PHONY: build test test-cpp bench check fmt run
+
+build: ## compile the core and install the package, editable, with what tests and checks need
+	$(PYTHON) -m pip install --editable '.[test,lint]'
+
+test: test-cpp ## all tests but the slow ones (add those with: python -m pytest -m slow)
+	$(PYTHON) -m pytest
+
+test-cpp:
+	cmake -S . -B build/tests -DPYINFER_PYTHON=OFF -DPYINFER_TESTS=ON
+	cmake --build build/tests --parallel 2
+	ctest --test-dir build/tests --output-on-failure
+
+bench: ## speed of this machine on MODEL
+	$(PYTHON) -m pyinfer bench $(MODEL)
+
+check: ## lint, formatting, types, structure; changes nothing
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(CLANG_FORMAT) --dry-run --Werror $(CORE)
+	$(PYTHON) tools/check_layers.py
+	$(PYTHON) tools/check_symbols.py
+
+fmt: ## format everything
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+	$(CLANG_FORMAT) -i $(CORE)
+
+run: ## talk to MODEL, or answer PROMPT
+	$(PYTHON) -m pyinfer run $(MODEL) $(if $(PROMPT),"$(PROMPT)")

@@ -1,0 +1,97 @@
+"""Drives pyinfer's compiled core through `Session.eval`, `Session.step` and `forward`; the Python layer is not timed.
+
+Settings are keyword arguments of `_core.Engine`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import driver
+from driver import Settings
+
+
+class Timeline:
+    """One session for each sequence."""
+
+    def __init__(self, core: Any, engine: Any, capacity: int, sequences: int) -> None:
+        self._core = core
+        self._engine = engine
+        self._sessions = [core.Session(engine, capacity) for _ in range(sequences)]
+        self._logits: NDArray[np.float32] = np.zeros(0, np.float32)
+        self.position = 0
+
+    def rewind(self, position: int) -> None:
+        """Forgets all tokens from `position` on."""
+        for session in self._sessions:
+            session.truncate(position)
+        self.position = position
+
+    def fill(self, tokens: list[int]) -> None:
+        """Appends these tokens to every sequence."""
+        array = np.array(tokens, np.int32)
+        for session in self._sessions:
+            self._logits = session.eval(array, logits="last")[-1]
+        self.position += len(tokens)
+
+    def step(self, tokens: list[int]) -> None:
+        """Appends one token to each sequence."""
+        if len(tokens) == 1:
+            self._logits = self._sessions[0].step(tokens[0])
+        else:
+            rows = [np.array([token], np.int32) for token in tokens]
+            self._core.forward(
+                self._engine, [(s, r, "last") for s, r in zip(self._sessions, rows, strict=True)]
+            )
+        self.position += 1
+
+    def logits(self) -> list[float]:
+        """Logits of the last token."""
+        return [float(value) for value in self._logits]
+
+
+class PyInfer(driver.TimelineEngine):
+    """pyinfer's core with one model; one engine for each number of threads."""
+
+    def __init__(self) -> None:
+        from pyinfer import _core
+
+        self._core: Any = _core
+        self._timelines: dict[tuple[Any, ...], Timeline] = {}
+        self._engine: Any = None
+        self._key: tuple[int, Settings] = (0, {})
+
+    def open(self, model: str, settings: Settings) -> None:
+        """Maps the model."""
+        self._file = self._core.ModelFile(model)
+
+    def about(self) -> dict[str, Any]:
+        """Version and instruction set."""
+        return {"engine": "pyinfer", "version": self._core.__version__, "isa": self._core.active_isa()}
+
+    def n_vocab(self) -> int:
+        """Tokens of the model's vocabulary."""
+        return int(self._file.spec["n_vocab"])
+
+    def timeline(self, capacity: int, sequences: int, threads: int, settings: Settings) -> Timeline:
+        """Sessions of this size; the same ones if asked again."""
+        if self._engine is None or self._key != (threads, settings):
+            self.forget()
+            self._engine = self._core.Engine(self._file, threads=threads, **settings)
+            self._key = (threads, dict(settings))
+        if (capacity, sequences) not in self._timelines:
+            self._timelines[capacity, sequences] = Timeline(self._core, self._engine, capacity, sequences)
+        return self._timelines[capacity, sequences]
+
+    def forget(self) -> None:
+        """Frees all sessions and the engine."""
+        self._timelines.clear()
+        self._engine = None
+
+
+if __name__ == "__main__":
+    sys.exit(driver.main(PyInfer))

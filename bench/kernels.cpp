@@ -1,0 +1,217 @@
+// Every kernel of every instruction set, format and size, ready to be run again and again: generated from the lists
+// that the tests use. A plain C interface, so that Python can load and time it. Knows kernels and formats; never files,
+// threads or models.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/anonymous_memory.h"
+#include "base/buffer.h"
+#include "formats/format.h"
+#include "kernels/dispatch.h"
+#include "kernels/kernels.h"
+
+namespace {
+
+using pyinfer::AnonymousMemory;
+using pyinfer::Buffer;
+using pyinfer::Format;
+using pyinfer::Kernels;
+
+constexpr size_t kTileRows = 16;
+constexpr size_t kMatmulCols = 2048;
+constexpr size_t kMemoryBytes = size_t{128} << 20;  // far past any last-level cache share of one core
+constexpr size_t kCacheBytes = size_t{256} << 10;   // stays in a second-level cache beside its panel
+constexpr size_t kRowValues = 4096;
+
+// A kernel with its operands: what one call costs, and the call.
+struct Bench {
+  double bytes = 0;  // weights, keys and values, or rows that a call reads
+  double macs = 0;
+  std::function<void()> run;
+};
+
+Buffer<float> random_values(size_t n) {
+  Buffer<float> values(n);
+  std::minstd_rand source(1);
+  std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+  for (size_t i = 0; i < n; ++i) values[i] = uniform(source);
+  return values;
+}
+
+// A packed matrix of at least `bytes`: one random strip of tiles, repeated.
+AnonymousMemory random_tiles(Format format, size_t n_tiles) {
+  const size_t tile = pyinfer::tile_bytes(format, kMatmulCols);
+  const Buffer<float> values = random_values(kTileRows * kMatmulCols);
+  Buffer<uint8_t> packed(tile);
+  pyinfer::pack(format, values.data(), kTileRows, kMatmulCols, packed.data());
+  AnonymousMemory tiles(n_tiles * tile);
+  for (size_t i = 0; i < n_tiles; ++i) std::memcpy(tiles.data() + i * tile, packed.data(), tile);
+  return tiles;
+}
+
+struct MatmulState {
+  AnonymousMemory tiles;
+  Buffer<uint8_t> panel;
+  Buffer<float> out;
+  pyinfer::MatmulArgs args;
+};
+
+// `bytes` of weights times a panel of n_rows rows.
+Bench matmul(const Kernels& kernels, Format format, bool int8, int n_rows, size_t bytes) {
+  auto state = std::make_shared<MatmulState>();
+  const size_t tile = pyinfer::tile_bytes(format, kMatmulCols);
+  const size_t n_tiles = std::max<size_t>(1, bytes / tile);
+  state->tiles = random_tiles(format, n_tiles);
+  state->panel = Buffer<uint8_t>(kMatmulCols * static_cast<size_t>(n_rows) * sizeof(float));
+  state->out = Buffer<float>(n_tiles * kTileRows * static_cast<size_t>(n_rows));
+  const Buffer<float> x = random_values(kMatmulCols * static_cast<size_t>(n_rows));
+  (int8 ? kernels.pack_int8 : kernels.pack_f32)(x.data(), kMatmulCols, n_rows, kMatmulCols, state->panel.data());
+  state->args = {state->tiles.data(),
+                 n_tiles,
+                 tile,
+                 kMatmulCols / pyinfer::group_cols(format),
+                 state->panel.data(),
+                 n_rows,
+                 state->out.data(),
+                 n_tiles * kTileRows,
+                 false};
+  const pyinfer::Matmul call = (int8 ? kernels.matmul_int8 : kernels.matmul_f32)[static_cast<size_t>(format)];
+  const double weights = static_cast<double>(n_tiles * kTileRows * kMatmulCols);
+  return {static_cast<double>(n_tiles * tile), weights * n_rows, [state, call] { call(state->args); }};
+}
+
+struct AttendState {
+  AnonymousMemory cache;
+  std::vector<const uint16_t*> pages;
+  Buffer<float> q, out;
+  pyinfer::AttendArgs args;
+};
+
+// One KV head, four query heads of 64, n_rows queries behind `depth` positions; other heads' keys lie between the pages.
+Bench attend(const Kernels& kernels, int n_rows, int depth) {
+  constexpr int kHeads = 4, kDim = 64, kOthers = 8;
+  const size_t head_halves = 2 * pyinfer::kPagePositions * kDim;
+  const size_t n_pages = static_cast<size_t>(depth + n_rows + pyinfer::kPagePositions - 1) / pyinfer::kPagePositions;
+  auto state = std::make_shared<AttendState>();
+  state->cache = AnonymousMemory(n_pages * kOthers * head_halves * sizeof(uint16_t));
+  auto* halves = reinterpret_cast<uint16_t*>(state->cache.data());
+  for (size_t i = 0; i < n_pages * kOthers * head_halves; ++i) halves[i] = static_cast<uint16_t>(0x3000 + i % 509);
+  for (size_t i = 0; i < n_pages; ++i) state->pages.push_back(halves + i * kOthers * head_halves);
+  const size_t stride = kHeads * kDim;
+  state->q = random_values(static_cast<size_t>(n_rows) * stride);
+  state->out = Buffer<float>(static_cast<size_t>(n_rows) * stride);
+  pyinfer::AttendArgs& args = state->args;
+  args = {};
+  args.q = state->q.data();
+  args.out = state->out.data();
+  args.q_stride = args.out_stride = stride;
+  args.n_rows = n_rows;
+  args.n_heads = kHeads;
+  args.head_dim = args.v_stride = kDim;
+  args.first_position = depth;
+  args.pages = state->pages.data();
+  args.v_offset = pyinfer::kPagePositions * kDim;
+  const double seen = static_cast<double>(n_rows) * depth + n_rows * (n_rows + 1) / 2.0;
+  const double bytes = static_cast<double>(depth + n_rows) * 2 * kDim * sizeof(uint16_t);
+  return {bytes, seen * 2 * kDim * kHeads, [state, call = kernels.attend] { call(state->args); }};
+}
+
+struct RowState {
+  Buffer<float> x = random_values(kRowValues), y = random_values(kRowValues), out{kRowValues};
+  Buffer<uint8_t> panel{kRowValues * sizeof(float)};
+};
+
+// A kernel over one row of values that stays in the first-level cache.
+Bench row(const std::function<void(RowState&)>& call, double bytes_a_value) {
+  auto state = std::make_shared<RowState>();
+  return {bytes_a_value * kRowValues, 0, [state, call] { call(*state); }};
+}
+
+using Maker = std::function<Bench()>;
+struct Entry {
+  std::string name;
+  Maker make;
+};
+
+void add_matmuls(std::vector<Entry>& list, const Kernels& kernels) {
+  for (uint32_t number = 1; number < pyinfer::kFormats; ++number) {
+    const Format format = static_cast<Format>(number);
+    for (const bool int8 : {true, false}) {
+      if ((int8 ? kernels.matmul_int8 : kernels.matmul_f32)[number] == nullptr) continue;
+      const int most = kernels.panel_rows;
+      const std::string name =
+          std::string(kernels.isa) + "/matmul/" + pyinfer::format_name(format) + (int8 ? "/int8" : "/f32");
+      const auto add = [&](const std::string& what, int n_rows, size_t bytes) {
+        list.push_back({name + "/" + what, [=, &kernels] { return matmul(kernels, format, int8, n_rows, bytes); }});
+      };
+      add("memory-1-row", 1, kMemoryBytes);
+      if (most >= 4) add("memory-4-rows", 4, kMemoryBytes);
+      add("cache-" + std::to_string(most) + "-rows", most, kCacheBytes);
+    }
+  }
+}
+
+void add_rows(std::vector<Entry>& list, const Kernels& kernels) {
+  const std::string name = kernels.isa;
+  const auto add = [&](const char* what, double bytes_a_value, std::function<void(RowState&)> call) {
+    list.push_back({name + "/" + what, [=] { return row(call, bytes_a_value); }});
+  };
+  add("pack_int8", 4, [&](RowState& s) { kernels.pack_int8(s.x.data(), kRowValues, 1, kRowValues, s.panel.data()); });
+  add("pack_f32", 4, [&](RowState& s) { kernels.pack_f32(s.x.data(), kRowValues, 1, kRowValues, s.panel.data()); });
+  add("rms_norm", 8, [&](RowState& s) { kernels.rms_norm(s.x.data(), s.y.data(), 1e-5f, kRowValues, s.out.data()); });
+  add("swiglu", 8, [&](RowState& s) { kernels.swiglu(s.x.data(), s.y.data(), kRowValues, s.out.data()); });
+}
+
+std::vector<Entry> make_list() {
+  std::vector<Entry> list;
+  for (const pyinfer::Isa& isa : pyinfer::isas()) {
+    if (!isa.runs_here()) continue;
+    const Kernels& kernels = *isa.table();
+    add_matmuls(list, kernels);
+    list.push_back(
+        {std::string(kernels.isa) + "/attend/1-row-behind-4096", [&kernels] { return attend(kernels, 1, 4096); }});
+    list.push_back(
+        {std::string(kernels.isa) + "/attend/64-rows-behind-448", [&kernels] { return attend(kernels, 64, 448); }});
+    add_rows(list, kernels);
+  }
+  return list;
+}
+
+const std::vector<Entry>& entries() {
+  static const std::vector<Entry> list = make_list();
+  return list;
+}
+
+}  // namespace
+
+#define PYINFER_BENCH_API extern "C" __attribute__((visibility("default")))
+
+PYINFER_BENCH_API int pyinfer_bench_count() { return static_cast<int>(entries().size()); }
+
+PYINFER_BENCH_API const char* pyinfer_bench_name(int index) {
+  return entries()[static_cast<size_t>(index)].name.c_str();
+}
+
+// Makes the operands of a kernel; null if memory does not suffice.
+PYINFER_BENCH_API void* pyinfer_bench_open(int index) {
+  try {
+    return new Bench(entries()[static_cast<size_t>(index)].make());
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+PYINFER_BENCH_API double pyinfer_bench_bytes(const void* bench) { return static_cast<const Bench*>(bench)->bytes; }
+
+PYINFER_BENCH_API double pyinfer_bench_macs(const void* bench) { return static_cast<const Bench*>(bench)->macs; }
+
+PYINFER_BENCH_API void pyinfer_bench_run(void* bench) { static_cast<Bench*>(bench)->run(); }
+
+PYINFER_BENCH_API void pyinfer_bench_close(void* bench) { delete static_cast<Bench*>(bench); }

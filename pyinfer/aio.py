@@ -1,0 +1,52 @@
+"""Async twins: the same streams, stepped in worker threads. Must not know what a stream does between two chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from typing import TypeVar
+
+from pyinfer.completion import Chunk, Completion
+from pyinfer.generation import Stream
+
+__all__ = ["chunks", "completion"]
+
+T = TypeVar("T")
+
+
+async def chunks(open_stream: Callable[[], Stream]) -> AsyncGenerator[Chunk, None]:
+    """The chunks of a stream; leaving the generator, or cancelling its task, cancels the step under way."""
+    stream = await asyncio.to_thread(open_stream)
+    try:
+        while (chunk := await _stepped(stream, lambda: next(stream, None))) is not None:
+            yield chunk
+    finally:
+        stream.close()
+
+
+async def completion(open_stream: Callable[[], Stream]) -> Completion:
+    """The whole answer; cancelling the task cancels the step under way."""
+    stream = await asyncio.to_thread(open_stream)
+    try:
+        return await _stepped(stream, stream.finish)
+    finally:
+        stream.close()
+
+
+async def _stepped(stream: Stream, work: Callable[[], T]) -> T:
+    """Runs `work` in a thread. When the task is cancelled, cancels the stream and waits until the thread is done."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        stream.cancel()
+        while not future.done():
+            await _settled(future)
+        raise
+
+
+async def _settled(future: asyncio.Future[T]) -> None:
+    """Waits for the thread; a second cancellation is dropped, for the first one is under way."""
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.wait([future])

@@ -1,0 +1,171 @@
+"""The cache folder: converted models, each under the key of its content, and the names that point at them.
+
+Knows files, locks and sizes. Must not know how a model is fetched or converted (`hub.py` does).
+
+    <folder>/models/<key>.bin    a model.bin
+    <folder>/models/<key>.json   its name, its source and the day it was made
+    <folder>/names/<name>        the key that a known name was last converted to
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pyinfer.errors import PyinferError
+
+__all__ = ["Entry", "add", "entries", "folder", "locked", "named", "remember", "state_file", "write_whole"]
+
+_KEY = re.compile(r"[A-Za-z0-9._-]{1,200}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One converted model in the cache."""
+
+    key: str
+    path: Path
+    name: str
+    """What a person would call it: the known name, or the source's file name."""
+    source: str
+    """Where it came from: a path, `pypi:…` or `hf:…`; empty when the note beside the model is lost."""
+    bytes: int
+    created: str
+    """Time of the conversion, ISO 8601, UTC."""
+
+
+def folder() -> Path:
+    """The cache folder: `PYINFER_CACHE`, or `pyinfer` in the platform's cache folder. Need not exist yet."""
+    chosen = os.environ.get("PYINFER_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return _platform_folder() / "pyinfer"
+
+
+def _platform_folder() -> Path:
+    try:
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches"
+        xdg = os.environ.get("XDG_CACHE_HOME", "")
+        return Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise PyinferError("no home folder to put the cache in; set PYINFER_CACHE to a folder") from error
+
+
+def _made(*parts: str) -> Path:
+    """A sub-folder of the cache, made if need be and known to be writable."""
+    path = folder().joinpath(*parts)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise PyinferError(
+            f"cannot write to the cache folder {path}: {error.strerror}; "
+            "set PYINFER_CACHE to a folder with room that you may write to"
+        ) from error
+    return path
+
+
+def state_file(name: str) -> Path:
+    """A small file that outlives the program, such as the chat's history. Makes the folder."""
+    return _made() / name
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise PyinferError(f"expected a cache key of letters, digits, '.', '_' and '-', found {key!r}")
+    return key
+
+
+def add(key: str, name: str, source: str, make: Callable[[Path], object]) -> Path:
+    """The model of this key; `make(path)` makes it when it is not there yet.
+
+    Two processes do not make the same one twice: the second waits and takes what the first has made. `make`
+    must write atomically: the path holds a whole model or nothing.
+    """
+    path = _made("models") / f"{_checked(key)}.bin"
+    with locked(key):
+        if not path.is_file():
+            make(path)
+            note = {"name": name, "source": source, "created": _now()}
+            write_whole(path.with_suffix(".json"), json.dumps(note, ensure_ascii=False) + "\n")
+    return path
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).replace(microsecond=0).isoformat()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".pyinfer-")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def remember(name: str, key: str) -> None:
+    """Notes that `name` stands for the model of `key`."""
+    write_whole(_made("names") / _checked(name), key + "\n")
+
+
+def named(name: str) -> Path | None:
+    """The model that `name` was last converted to, if it is still there."""
+    try:
+        key = (folder() / "names" / _checked(name)).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    path = folder() / "models" / f"{key}.bin"
+    return path if _KEY.fullmatch(key) and path.is_file() else None
+
+
+def entries() -> list[Entry]:
+    """All models in the cache, by name. An absent folder is an empty cache."""
+    found = (_entry(path) for path in (folder() / "models").glob("*.bin"))
+    return sorted((entry for entry in found if entry), key=lambda entry: (entry.name, entry.key))
+
+
+def _entry(path: Path) -> Entry | None:
+    try:
+        status = path.stat()
+    except OSError:  # removed in this moment by somebody else
+        return None
+    note = _note(path.with_suffix(".json"))
+    made = datetime.fromtimestamp(int(status.st_mtime), timezone.utc).isoformat()
+    name, source, created = note.get("name", path.stem), note.get("source", ""), note.get("created", made)
+    return Entry(path.stem, path, name, source, status.st_size, created)
+
+
+def _note(path: Path) -> dict[str, str]:
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    fields = note.items() if isinstance(note, dict) else ()
+    return {key: value for key, value in fields if isinstance(value, str)}
+
+
+@contextlib.contextmanager
+def locked(key: str) -> Iterator[None]:
+    """Holds a lock between processes; the system frees it when its owner dies."""
+    with open(_made("models") / f"{_checked(key)}.lock", "a+b") as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        yield

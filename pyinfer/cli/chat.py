@@ -1,0 +1,209 @@
+"""The chat on a terminal: a prompt with history, answers as they come, and a few commands.
+
+Must not know how a model is found or loaded (`run` does), nor how a conversation is kept (`Session` does).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyinfer import cache
+from pyinfer.cli import answer, terminal
+from pyinfer.errors import PyinferError, RequestError
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    from pyinfer import Completion, Model, Session
+    from pyinfer.answering import Options
+
+__all__ = ["Chat", "chat"]
+
+KEYS = """\
+Enter sends; Alt-Enter, or a backslash at the end of the line, begins a new line.
+Ctrl-C stops an answer. Ctrl-D or /exit leaves."""
+_COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
+
+
+def chat(model: Model, wanted: Options, *, system: str | None, raw: bool, stats: bool) -> int:
+    """Talks until the person leaves."""
+    raw = raw or model.metadata.chat_template is None
+    if raw:
+        answer.refuse_system(system, raw=True)
+    with model.session() as session:
+        talk = Chat(session, wanted, raw=raw, stats=stats)
+        if system:
+            talk.system(system)
+        mode = "continues your text: it has no chat template, or --raw was given" if raw else "is ready"
+        terminal.note(f"{model.name} {mode}. /help lists commands, Ctrl-D leaves.")
+        _converse(talk, _prompt_session())
+    return 0
+
+
+def _converse(talk: Chat, prompt: PromptSession[str]) -> None:
+    while not talk.over:
+        try:
+            talk.hear(prompt.prompt("> "))
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return
+
+
+def _prompt_session() -> PromptSession[str]:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+    history: History = InMemoryHistory()
+    try:
+        path = cache.state_file("history")
+        path.touch(mode=0o600)
+        history = FileHistory(str(path))
+    except (PyinferError, OSError) as error:
+        terminal.note(f"pyinfer: the history of this chat is not kept: {error}")
+    return PromptSession(
+        history=history, multiline=True, key_bindings=_keys(), prompt_continuation=lambda *_: "  "
+    )
+
+
+def _keys() -> KeyBindings:
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.document.text_before_cursor.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
+
+
+@dataclass
+class Chat:
+    """What is said and done in one chat; knows no terminal."""
+
+    session: Session
+    wanted: Options
+    raw: bool = False
+    """Continue each text instead of answering it as a turn."""
+    stats: bool = False
+    """Say the statistics after every answer."""
+    over: bool = False
+    last: Completion | None = None
+
+    def hear(self, text: str) -> None:
+        """A line from the person: a command, or something to answer. Errors are said, not raised."""
+        command = _COMMAND.fullmatch(text.strip())
+        try:
+            if command:
+                self._obey(command[1], (command[2] or "").strip())
+            elif text.strip():
+                self._answer(text)
+        except KeyboardInterrupt:
+            terminal.note("(stopped)")
+        except (PyinferError, OSError) as error:
+            terminal.note(f"pyinfer: {terminal.sentence(error)}")
+
+    def _answer(self, text: str) -> None:
+        ask = self.session.stream if self.raw else self.session.chat_stream
+        with ask(text, **self.wanted) as stream:
+            self.last = answer.write(stream)
+        limit = self.wanted.get("max_tokens")
+        for line in answer.remarks(self.last, self.session.context, limit, self.stats):
+            terminal.note(line)
+
+    def _obey(self, name: str, argument: str) -> None:
+        if name not in COMMANDS:
+            raise RequestError(f"there is no command /{name}; /help lists those there are")
+        COMMANDS[name][1](self, argument)
+
+    def help(self, _: str = "") -> None:
+        """Says the commands and keys."""
+        rows = [(f"/{name}", line) for name, (line, _) in COMMANDS.items()]
+        terminal.note(f"{terminal.table(rows)}\n{KEYS}")
+
+    def clear(self, _: str = "") -> None:
+        """Forgets the conversation, not the system message."""
+        self.session.messages = self._system()
+        terminal.note("The conversation is forgotten.")
+
+    def system(self, text: str) -> None:
+        """Sets the system message, or says it."""
+        if self.raw:
+            raise RequestError("a system message needs a chat template, which is not used here")
+        if not text:
+            told = self._system()
+            terminal.note(told[0]["content"] if told else "There is no system message.")
+            return
+        rest = self.session.messages[len(self._system()) :]
+        self.session.messages = ({"role": "system", "content": text}, *rest)
+
+    def _system(self) -> tuple[Any, ...]:
+        """The system message, if there is one."""
+        first = self.session.messages[:1]
+        return first if first and first[0]["role"] == "system" else ()
+
+    def save(self, name: str) -> None:
+        """Writes the conversation to a file that `load` reads."""
+        path = _file(name, "/save")
+        text = json.dumps({"messages": self.session.messages}, ensure_ascii=False, indent=2)
+        cache.write_whole(path, text + "\n")
+        terminal.note(f"{len(self.session.messages)} messages are in {path}.")
+
+    def load(self, name: str) -> None:
+        """Takes up a conversation from a file."""
+        path = _file(name, "/load")
+        try:
+            said = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            said = None
+        messages = said.get("messages") if isinstance(said, dict) else None
+        if not isinstance(messages, list):
+            raise RequestError(f"{path}: expected a conversation that /save wrote")
+        self.session.messages = messages
+        terminal.note(f"{len(self.session.messages)} messages were read from {path}.")
+
+    def say_stats(self, _: str = "") -> None:
+        """Says the statistics of the last answer, and how full the context is."""
+        if self.last:
+            terminal.note(answer.stats(self.last))
+        terminal.note(f"The context holds {self.session.position} of {self.session.context} tokens.")
+
+    def exit(self, _: str = "") -> None:
+        """Ends the chat."""
+        self.over = True
+
+
+def _file(name: str, command: str) -> Path:
+    if not name:
+        raise RequestError(f"{command} needs the name of a file")
+    return Path(name).expanduser()
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None]]] = {
+    "help": ("say this", Chat.help),
+    "clear": ("forget the conversation", Chat.clear),
+    "system": (
+        "TEXT: tell the model something before the conversation; alone, say what it is told",
+        Chat.system,
+    ),
+    "save": ("FILE: write the conversation to a file, over what it holds", Chat.save),
+    "load": ("FILE: go on with a conversation from a file", Chat.load),
+    "stats": ("speed and memory of the last answer", Chat.say_stats),
+    "exit": ("leave", Chat.exit),
+}

@@ -1,0 +1,44 @@
+"""Opening what a verb works on below the public API: the file of a model, a text."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import IO, TYPE_CHECKING, Literal, cast
+
+from pyinfer.cli import terminal
+from pyinfer.errors import RequestError
+
+if TYPE_CHECKING:
+    from pyinfer import _core
+
+__all__ = ["activations", "model_file", "text"]
+
+
+def model_file(options: argparse.Namespace) -> _core.ModelFile:
+    """The model.bin of `options.model`, fetched and converted if need be."""
+    from pyinfer import _core, hub
+
+    with terminal.progress() as progress:
+        path = hub.resolve(options.model, cache=options.cache, progress=progress)
+    return _core.ModelFile(str(path))
+
+
+def activations(options: argparse.Namespace) -> Literal["int8", "f32"]:
+    """What was asked for, by option or by PYINFER_ACTIVATIONS; int8 otherwise."""
+    chosen = options.activations or os.environ.get("PYINFER_ACTIVATIONS") or "int8"
+    if chosen not in ("int8", "f32"):
+        raise RequestError(f"PYINFER_ACTIVATIONS: expected int8 or f32, found {chosen!r}")
+    return cast(Literal["int8", "f32"], chosen)
+
+
+def text(stream: IO[bytes], where: str) -> str:
+    """A whole text, which must be UTF-8."""
+    raw = stream.read()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        byte = raw[error.start]
+        raise RequestError(
+            f"{where}: expected UTF-8 text, found byte 0x{byte:02x} at {error.start}"
+        ) from None

@@ -1,0 +1,88 @@
+"""Answer a prompt, or chat.
+
+The prompt is the argument, what comes through a pipe, or both with an empty line between them. Without either,
+on a terminal, it chats. The model's chat template is used when it has one; --raw continues the prompt as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from pyinfer.cli import answer, opened, terminal
+from pyinfer.cli import options as common
+from pyinfer.errors import RequestError
+
+if TYPE_CHECKING:
+    from pyinfer import Model, Stream
+    from pyinfer.answering import Options
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the verb takes."""
+    common.add_model(parser)
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to answer")
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it stands, without chat template"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
+    parser.add_argument(
+        "-n", "--max-tokens", type=common.count(0), metavar="N", help="tokens of the answer at most"
+    )
+    parser.add_argument(
+        "--ctx", type=common.count(), metavar="N", help="tokens of prompt and answer together"
+    )
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end the answer before this; repeatable"
+    )
+    parser.add_argument("--stats", action="store_true", help="speed and memory, on standard error")
+    common.add_engine(parser)
+    common.add_sampling(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Answers the prompt, or hands over to the chat."""
+    params = common.sampling_params(options)
+    prompt = _prompt(options.prompt)
+    model = _load(options)
+    wanted: Options = {"params": params, "max_tokens": options.max_tokens, "stop": options.stop or ()}
+    if prompt is None:
+        from pyinfer.cli import chat
+
+        return chat.chat(model, wanted, system=options.system, raw=options.raw, stats=options.stats)
+    with _stream(model, prompt, options, wanted) as stream:
+        completion = answer.write(stream)
+    for line in answer.remarks(completion, model.context, options.max_tokens, options.stats):
+        terminal.note(line)
+    return 0
+
+
+def _prompt(argument: str | None) -> str | None:
+    """The argument and what is piped in; None when the person at the terminal is to be asked."""
+    piped = None if sys.stdin.isatty() else opened.text(sys.stdin.buffer, "standard input")
+    if argument is None and piped is None:
+        return None
+    prompt = "\n\n".join(part for part in (argument, piped) if part)
+    if not prompt:
+        raise RequestError(
+            "the prompt is empty: give one as an argument or through a pipe, or use a terminal"
+        )
+    return prompt
+
+
+def _load(options: argparse.Namespace) -> Model:
+    import pyinfer
+    from pyinfer import hub
+
+    chosen = opened.activations(options)
+    with terminal.progress() as progress:
+        path = hub.resolve(options.model, cache=options.cache, progress=progress)
+    return pyinfer.load(path, threads=options.threads, context=options.ctx, activations=chosen)
+
+
+def _stream(model: Model, prompt: str, options: argparse.Namespace, wanted: Options) -> Stream:
+    if options.raw or model.metadata.chat_template is None:
+        answer.refuse_system(options.system, raw=options.raw)
+        return model.stream(prompt, **wanted)
+    return model.chat_stream(answer.messages(prompt, options.system), **wanted)

@@ -1,0 +1,246 @@
+"""What every reader returns: numbers, tensors by role and a tokenizer, with no trace of the file they came
+from.
+
+Must not know any file format or model family. Tensor data is read on demand, a range of rows at a time, so
+that a conversion holds a few megabytes whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinfer.convert.metadata import Metadata
+from pyinfer.errors import ModelFileError
+
+ReadRows = Callable[[int, int], NDArray[np.uint8]]
+"""read(start, stop) -> the bytes of rows start...stop-1 as the source stores them."""
+
+SOURCE_BLOCKS: dict[str, tuple[int, int]] = {
+    "F32": (1, 4),
+    "F16": (1, 2),
+    "BF16": (1, 2),
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q8_0": (32, 34),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}
+"""Source types that can be converted: (values a block, bytes a block)."""
+FLOAT_SOURCES = ("F32", "F16", "BF16")
+
+LAYER_ROLES = ("attn_norm", "q", "k", "v", "o", "ffn_norm", "gate", "up", "down")
+NO_LAYER = -1
+
+
+def row_bytes(source: str, cols: int) -> int:
+    """Bytes of one row of `cols` values, which must be whole blocks."""
+    values, size = SOURCE_BLOCKS[source]
+    return cols // values * size
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor as a file names it; `shape` has the rows first."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    read: ReadRows
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor by its role in the model: `rows` outputs x `cols` inputs; vectors have one row."""
+
+    role: str
+    layer: int  # NO_LAYER outside the layers
+    source: str
+    rows: int
+    cols: int
+    name: str  # as the file calls it, for messages
+    read: ReadRows
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the source."""
+        return self.rows * row_bytes(self.source, self.cols)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The numbers of a model; meanings and limits are those of docs/model-file.md."""
+
+    n_layers: int
+    dim: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_ff: int
+    n_vocab: int
+    context: int
+    rope_dim: int
+    norm_eps: float
+    rope_magnitude: float
+    attention_scale: float
+    tied_head: bool
+
+    def check(self) -> Spec:
+        """Itself, or a ModelFileError naming the number that is outside its limits."""
+        for name, (low, high) in _LIMITS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ModelFileError(f"{name}: expected {low} to {high}, found {value}")
+        if self.n_heads % self.n_kv_heads:
+            raise ModelFileError(
+                f"n_kv_heads: expected a divisor of n_heads {self.n_heads}, found {self.n_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ModelFileError(f"head_dim: expected an even number, found {self.head_dim}")
+        if self.rope_dim % 2 or self.rope_dim > self.head_dim:
+            raise ModelFileError(
+                f"rope_dim: expected an even number up to head_dim {self.head_dim}, found {self.rope_dim}"
+            )
+        for name in ("norm_eps", "rope_magnitude", "attention_scale"):
+            _check_factor(name, getattr(self, name))
+        return self
+
+
+_LIMITS = {
+    "n_layers": (1, 1024),
+    "dim": (1, 65536),
+    "n_heads": (1, 1024),
+    "n_kv_heads": (1, 1024),
+    "head_dim": (2, 1024),
+    "n_ff": (1, 1048576),
+    "n_vocab": (1, 4194304),
+    "context": (1, 16777216),
+    "rope_dim": (0, 1024),
+}
+
+
+def _check_factor(name: str, value: float) -> None:
+    single = float(np.float32(value))
+    good = 0 <= single < 1 if name == "norm_eps" else 0 < single < math.inf
+    if not good:
+        wanted = "from 0 to below 1" if name == "norm_eps" else "finite and above 0"
+        raise ModelFileError(f"{name}: expected a number {wanted}, found {value}")
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """A tokenizer ready to be stored; the fields are those of `Metadata`, `blob` is what the library
+    serialises.
+    """
+
+    kind: str = "none"
+    blob: bytes = b""
+    size: int = 0  # tokens it knows; at most n_vocab
+    byte_level: bool = False
+    space_prefix: bool = False
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+    unk: int | None = None
+    add_bos: bool = False
+    add_eos: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that was opened and checked but not read."""
+
+    kind: str  # the reader's name
+    files: tuple[Path, ...]
+    architecture: str
+    name: str
+    licence: str | None
+    chat_template: str | None
+    spec: Spec
+    tensors: tuple[Tensor, ...]  # in the order in which they are written
+    tokenizer: TokenizerSource
+
+
+def describe(checkpoint: Checkpoint) -> Metadata:
+    """The metadata as far as the checkpoint decides it: all but checksums, landings and options."""
+    tokenizer = checkpoint.tokenizer
+    return Metadata(
+        name=checkpoint.name,
+        architecture=checkpoint.architecture,
+        licence=checkpoint.licence,
+        chat_template=checkpoint.chat_template,
+        tokenizer=tokenizer.kind,
+        byte_level=tokenizer.byte_level,
+        space_prefix=tokenizer.space_prefix,
+        bos=tokenizer.bos,
+        eos=tokenizer.eos,
+        pad=tokenizer.pad,
+        unk=tokenizer.unk,
+        add_bos=tokenizer.add_bos,
+        add_eos=tokenizer.add_eos,
+    )
+
+
+def array_tensor(role: str, values: NDArray[np.float32]) -> Tensor:
+    """A vector that was computed rather than read."""
+    data = np.ascontiguousarray(values, dtype="<f4").view(np.uint8)
+    return Tensor(role, NO_LAYER, "F32", 1, len(values), role, lambda start, stop: data)
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a regular file; FIFOs, devices and folders are refused without waiting on them."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ModelFileError(f"{path}: expected a regular file, found something else")
+    return descriptor
+
+
+def read_exactly(descriptor: int, offset: int, size: int) -> NDArray[np.uint8]:
+    """`size` bytes at `offset`; a file that became shorter is an error, not a crash."""
+    data = np.empty(size, np.uint8)
+    view, done = data.data, 0
+    while done < size:
+        got = os.preadv(descriptor, [view[done:]], offset + done)
+        if got == 0:
+            raise ModelFileError(
+                f"expected {size} bytes at offset {offset}, found the end of the file after {done}"
+            )
+        done += got
+    return data
+
+
+def file_rows(path: Path, offset: int, size: int) -> ReadRows:
+    """Reads rows of `size` bytes that start at `offset`. Each read opens the file anew: nothing is held,
+    and nothing is mapped, so a file that shrinks meanwhile is an error.
+    """
+
+    def read(start: int, stop: int) -> NDArray[np.uint8]:
+        descriptor = open_regular(path)
+        try:
+            return read_exactly(descriptor, offset + start * size, (stop - start) * size)
+        finally:
+            os.close(descriptor)
+
+    return read
+
+
+@contextmanager
+def in_file(path: Path | str) -> Iterator[None]:
+    """Puts the file's name in front of a ModelFileError raised inside."""
+    try:
+        yield
+    except ModelFileError as error:
+        text = str(error)
+        raise (error if text.startswith(str(path)) else type(error)(f"{path}: {text}")) from None

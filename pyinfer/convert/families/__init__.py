@@ -1,0 +1,21 @@
+"""The families table: which file knows the names and settings of an architecture, by the name that each
+kind of checkpoint uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyinfer.convert.checkpoint import RawTensor, Spec
+from pyinfer.convert.families import llama
+from pyinfer.convert.families.llama import Model
+from pyinfer.convert.gguf import KeyValues
+
+GGUF: dict[str, Callable[[KeyValues, Mapping[str, RawTensor], int], Model]] = {
+    "llama": llama.from_gguf,
+}
+HUGGINGFACE: dict[str, Callable[[Mapping[str, Any], Mapping[str, RawTensor]], Model]] = {
+    "LlamaForCausalLM": llama.from_huggingface,
+}
+LLAMA2C: Callable[[Spec, Mapping[str, RawTensor]], Model] = llama.from_llama2c

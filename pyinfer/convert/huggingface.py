@@ -1,0 +1,189 @@
+"""Reads Hugging Face directories: config.json, safetensors in one file or many, tokenizer and chat template.
+
+Must not know tensor names or what settings mean: that is for the families. Whether a safetensors file is
+well-formed is checked by the `safetensors` library; the data is then read at the offsets of its header.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyinfer.convert.checkpoint import (
+    FLOAT_SOURCES,
+    Checkpoint,
+    RawTensor,
+    file_rows,
+    in_file,
+    open_regular,
+    row_bytes,
+)
+from pyinfer.convert.huggingface_tokenizer import read_tokenizer
+from pyinfer.convert.small_file import optional_json, read_json, read_small
+from pyinfer.errors import ModelFileError, UnsupportedError
+
+
+def looks_like(path: Path) -> bool:
+    """Whether this is a folder with a config.json."""
+    return path.is_dir() and (path / "config.json").exists()
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The weight files: those that the index names, or the only one."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        single = folder / "model.safetensors"
+        if not single.exists():
+            raise ModelFileError(f"{folder}: expected model.safetensors or {index.name}, found neither")
+        return [single]
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ModelFileError(f"{index}: expected weight_map as an object of file names, found something else")
+    for name in names.values():
+        if Path(name).name != name:
+            raise ModelFileError(f"{index}: expected file names without folders, found {name!r}")
+    return [folder / name for name in sorted(set(names.values()))]
+
+
+def _safetensors(path: Path) -> dict[str, RawTensor]:
+    """The tensors of one file, by name."""
+    from safetensors import SafetensorError, safe_open
+
+    os.close(open_regular(path))
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ModelFileError(f"expected a safetensors file, found a broken one: {error}") from None
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {name: _raw_tensor(path, name, entry, 8 + length) for name, entry in header.items()}
+
+
+def _raw_tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> RawTensor:
+    if entry["dtype"] not in FLOAT_SOURCES:
+        raise UnsupportedError(f"{name}: expected one of {', '.join(FLOAT_SOURCES)}, found {entry['dtype']}")
+    if not entry["shape"] or 0 in entry["shape"]:
+        raise ModelFileError(f"{name}: expected dimensions of 1 or more, found {entry['shape']}")
+    source, shape = entry["dtype"], tuple(entry["shape"])
+    size = row_bytes(source, shape[-1])
+    return RawTensor(name, source, shape, file_rows(path, start + entry["data_offsets"][0], size))
+
+
+def _all_tensors(shards: list[Path]) -> dict[str, RawTensor]:
+    found: dict[str, RawTensor] = {}
+    for shard in shards:
+        with in_file(shard):
+            for name, tensor in _safetensors(shard).items():
+                if name in found:
+                    raise ModelFileError(f"{name}: expected each tensor once, found it in another shard too")
+                found[name] = tensor
+    return found
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja, else the entry of tokenizer_config.json; of several, the one named `default`."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        with in_file(file):
+            return _utf8(read_small(file))
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise ModelFileError(
+            f"tokenizer_config.json: chat_template: expected a string, found {type(template).__name__}"
+        )
+    return template
+
+
+def _utf8(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise ModelFileError(
+            f"expected UTF-8, found a byte {raw[error.start]:#04x} at {error.start}"
+        ) from None
+
+
+def _licence(folder: Path) -> str | None:
+    """The `license:` line of the front matter of README.md."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return None
+    with open(readme, encoding="utf-8", errors="replace") as file:
+        front = re.match(r"---\n(.*?)\n---", file.read(65536), re.DOTALL)
+    line = re.search(r"^license: *(\S+)", front[1], re.MULTILINE) if front else None
+    return line[1].strip("'\"") if line else None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The JSON files of one directory."""
+
+    path: Path
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    settings: dict[str, Any]  # tokenizer_config.json
+
+
+def open_folder(path: Path) -> Checkpoint:
+    """Opens a directory and checks everything but the values of its weights."""
+    from pyinfer.convert.families import HUGGINGFACE
+
+    folder = Folder(
+        path,
+        read_json(path / "config.json"),
+        optional_json(path / "generation_config.json"),
+        optional_json(path / "tokenizer_config.json"),
+    )
+    architecture = _architecture(folder, tuple(HUGGINGFACE))
+    shards = _shards(path)
+    with in_file(path / "config.json"):
+        model = HUGGINGFACE[architecture](folder.config, _all_tensors(shards))
+    tokenizer = read_tokenizer(path, folder.config, folder.generation, folder.settings)
+    if tokenizer.size > model.spec.n_vocab:
+        raise ModelFileError(
+            f"tokenizer: expected at most {model.spec.n_vocab} tokens as vocab_size, found {tokenizer.size}"
+        )
+    return Checkpoint(
+        kind="huggingface",
+        files=tuple(all_files(path)),
+        architecture=architecture,
+        name=path.resolve().name,
+        licence=_licence(path),
+        chat_template=_chat_template(path, folder.settings),
+        spec=model.spec,
+        tensors=model.tensors,
+        tokenizer=tokenizer,
+    )
+
+
+def _architecture(folder: Folder, known: tuple[str, ...]) -> str:
+    named = folder.config.get("architectures")
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in known:
+        raise UnsupportedError(
+            f"config.json: architectures: expected one of {', '.join(known)}, found {named!r}"
+        )
+    return str(named[0])
+
+
+_IDENTITY = (
+    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "model.safetensors.index.json",
+)  # fmt: skip
+
+
+def all_files(path: Path) -> list[Path]:
+    """The files whose content decides what a conversion gives."""
+    present = [path / name for name in _IDENTITY if (path / name).is_file()]
+    return [path / "config.json", *present, *_shards(path)]

@@ -1,0 +1,172 @@
+"""Builds a tokenizer from a Hugging Face directory: tokenizer.json as it is, or tokenizer.model with the
+added tokens behind it.
+
+Must not know weights or settings of the model, except for special ids that config.json and
+generation_config.json name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyinfer.convert.checkpoint import TokenizerSource, in_file
+from pyinfer.convert.gguf_tokenizer import END_TOKENS
+from pyinfer.convert.sentencepiece_model import CONTROL, USER_DEFINED, Piece, encode_pieces
+from pyinfer.convert.small_file import optional_json, read_json, read_small
+from pyinfer.errors import ModelFileError, UnsupportedError
+from pyinfer.vocabulary import load_library
+
+Json = Mapping[str, Any]
+
+
+def read_tokenizer(folder: Path, config: Json, generation: Json, settings: Json) -> TokenizerSource:
+    """The tokenizer of a directory; one without any has kind `none`."""
+    if (folder / "tokenizer.json").exists():
+        file, opened = folder / "tokenizer.json", _library(folder / "tokenizer.json")
+    elif (folder / "tokenizer.model").exists():
+        file, opened = folder / "tokenizer.model", _sentencepiece(folder, settings)
+    else:
+        return TokenizerSource()
+    with in_file(file):
+        bos = _token(opened, settings.get("bos_token"), config.get("bos_token_id"))
+        return TokenizerSource(
+            kind=opened.kind,
+            blob=opened.blob,
+            size=opened.size,
+            byte_level=opened.byte_level,
+            space_prefix=opened.space_prefix,
+            bos=bos,
+            eos=_ends(opened, config, generation, settings),
+            pad=_token(opened, settings.get("pad_token"), config.get("pad_token_id")),
+            unk=_token(opened, settings.get("unk_token"), None),
+            add_bos=_flag(settings, "add_bos_token", opened.adds_bos and bos is not None),
+            add_eos=_flag(settings, "add_eos_token", False),
+        )
+
+
+class _Opened:
+    """A tokenizer file that its library has accepted."""
+
+    def __init__(self, kind: str, blob: bytes, ids: dict[str, int], special: set[str]) -> None:
+        self.kind = kind
+        self.blob = blob
+        self.ids = ids
+        self.special = special
+        self.size = max(ids.values(), default=-1) + 1
+        self.byte_level = False
+        self.space_prefix = False
+        self.adds_bos = False
+
+
+def _flag(settings: Json, key: str, default: bool) -> bool:
+    value = settings.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ModelFileError(f"tokenizer_config.json: {key}: expected true or false, found {value!r}")
+    return default if value is None else value
+
+
+def _token(opened: _Opened, spelled: Any, numbered: Any) -> int | None:
+    """The id of a special token: by its spelling, else by its number."""
+    text = spelled.get("content") if isinstance(spelled, dict) else spelled
+    if isinstance(text, str) and text in opened.ids:
+        return opened.ids[text]
+    numbers = _numbers(numbered)
+    return numbers[0] if numbers else None
+
+
+def _numbers(value: Any) -> list[int]:
+    """An id or a list of ids; negative ones mean that there is none."""
+    if value is None:
+        return []
+    numbers = value if isinstance(value, list) else [value]
+    if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
+        raise ModelFileError(f"token ids: expected an integer or a list of integers, found {value!r}")
+    return [number for number in numbers if number >= 0]
+
+
+def _ends(opened: _Opened, config: Json, generation: Json, settings: Json) -> tuple[int, ...]:
+    """generation_config.json knows best, then config.json; the tokenizer's own end and known end tokens
+    are added.
+    """
+    ends = _numbers(generation.get("eos_token_id", config.get("eos_token_id")))
+    own = _token(opened, settings.get("eos_token"), None)
+    named = [opened.ids[token] for token in END_TOKENS if token in opened.special]
+    return tuple(dict.fromkeys([*ends, *([] if own is None else [own]), *named]))
+
+
+def _library(path: Path) -> _Opened:
+    """tokenizer.json: opened by the library that wrote it, which is the check."""
+    read_json(path)
+    with in_file(path):
+        blob = read_small(path)
+        library = load_library("tokenizers", blob)
+        special = {token.content for token in library.get_added_tokens_decoder().values() if token.special}
+        opened = _Opened("tokenizers", blob, library.get_vocab(with_added_tokens=True), special)
+        opened.byte_level, opened.space_prefix = _spelling(json.loads(library.to_str()).get("decoder"))
+        first = library.encode("", add_special_tokens=True).ids[:1]
+        opened.adds_bos = bool(first) and library.id_to_token(first[0]) in special
+        return opened
+
+
+def _stages(part: Any) -> Iterable[dict[str, Any]]:
+    """The stages of a decoder, one or a sequence."""
+    if not isinstance(part, dict):
+        return
+    if part.get("type") == "Sequence":
+        for stage in part["decoders"]:
+            yield from _stages(stage)
+    else:
+        yield part
+
+
+def _spelling(decoder: Any) -> tuple[bool, bool]:
+    """How pieces spell text, read off the decoder: (byte-level, leading space removed)."""
+    stages = {stage["type"]: stage for stage in _stages(decoder)}
+    kinds = set(stages)
+    if kinds == {"ByteLevel"}:
+        return True, False
+    if kinds and kinds <= {"Replace", "ByteFallback", "Fuse", "Strip"} and "Replace" in kinds:
+        return False, stages.get("Strip", {}).get("start", 0) == 1
+    if "Metaspace" in kinds and kinds <= {"Metaspace", "ByteFallback", "Fuse"}:
+        metaspace = stages["Metaspace"]
+        return False, metaspace.get("prepend_scheme", "always") != "never"
+    raise UnsupportedError(
+        f"decoder: expected ByteLevel, Metaspace or Replace with ByteFallback, found {sorted(kinds)}"
+    )
+
+
+def _sentencepiece(folder: Path, settings: Json) -> _Opened:
+    """tokenizer.model, with the tokens that were added later behind its own."""
+    path = folder / "tokenizer.model"
+    with in_file(path):
+        own = read_small(path)
+        blob = own + encode_pieces(
+            _added_tokens(folder, settings, load_library("sentencepiece", own).GetPieceSize())
+        )
+        model = load_library("sentencepiece", blob)
+        ids = {model.IdToPiece(i): i for i in range(model.GetPieceSize())}
+        special = {piece for piece, i in ids.items() if model.IsControl(i)}
+        opened = _Opened("sentencepiece", blob, ids, special)
+        opened.space_prefix = "".join(model.EncodeAsPieces("a")) != "a"
+        opened.adds_bos = True
+        return opened
+
+
+def _added_tokens(folder: Path, settings: Json, size: int) -> list[Piece]:
+    """Tokens that the directory adds to the model's own, in order of their ids, which must follow on."""
+    added = optional_json(folder / "added_tokens.json")
+    kinds = {i: (text, USER_DEFINED) for text, i in added.items()}
+    listed = settings.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict):
+        raise ModelFileError(f"added_tokens_decoder: expected a JSON object, found {type(listed).__name__}")
+    for number, token in listed.items():
+        if not (number.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)):
+            raise ModelFileError(f"added_tokens_decoder: expected ids and tokens, found {number[:16]!r}")
+        kinds[int(number)] = (token["content"], CONTROL if token.get("special") is True else USER_DEFINED)
+    later = [i for i in kinds if not isinstance(i, int) or i >= size]
+    if len(set(added.values())) != len(added) or set(later) != set(range(size, size + len(later))):
+        raise ModelFileError(f"added tokens: expected ids from {size} on without gaps, found {later[:8]}")
+    return [Piece(kinds[i][0], 0.0, kinds[i][1]) for i in range(size, size + len(later))]

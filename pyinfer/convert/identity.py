@@ -1,0 +1,61 @@
+"""What a source is, told by its content: full checksums for the record, and a quick key for the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pyinfer.convert.checkpoint import open_regular, read_exactly
+from pyinfer.convert.metadata import CONVERTER_VERSION, SourceFile
+from pyinfer.errors import ModelFileError
+
+_WHOLE = 32 << 20  # files up to this size, and the front of larger ones, are hashed whole
+_SAMPLES = 256
+_SAMPLE_BYTES = 4096
+_CHUNK = 4 << 20
+
+
+def sampled_digest(path: Path) -> str:
+    """Size, the first 32 MiB (all headers, vocabularies and tensor tables) and 256 blocks spread evenly
+    over the rest.
+    """
+    descriptor = open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        front = min(size, _WHOLE)
+        digest = hashlib.sha256(f"{size}:".encode() + read_exactly(descriptor, 0, front).tobytes())
+        rest = size - front
+        block = min(_SAMPLE_BYTES, rest)
+        for i in range(_SAMPLES if rest else 0):
+            at = front + (rest - block) * i // (_SAMPLES - 1)
+            digest.update(read_exactly(descriptor, at, block).tobytes())
+        return digest.hexdigest()
+    finally:
+        os.close(descriptor)
+
+
+def key_of(files: Iterable[Path], weights: str | None) -> str:
+    """A key of 32 hex digits from sampled contents, the option and the converter's version; folder and
+    file names do not count.
+    """
+    parts = [CONVERTER_VERSION, weights, sorted(sampled_digest(path) for path in files)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def checksum(path: Path, stopped: Callable[[], bool]) -> SourceFile:
+    """Name, size and SHA-256 of a file; gives up when `stopped()` says so."""
+    descriptor = open_regular(path)
+    try:
+        size, digest, at = os.fstat(descriptor).st_size, hashlib.sha256(), 0
+        while at < size:
+            if stopped():
+                raise ModelFileError(f"{path}: stopped")
+            step = min(_CHUNK, size - at)
+            digest.update(read_exactly(descriptor, at, step).data)
+            at += step
+        return SourceFile(path.name, size, digest.hexdigest())
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,135 @@
+"""The metadata blob of model.bin: what Python needs to know about a model besides its numbers and weights.
+
+Must not know how the blob is stored or where a checkpoint came from; a strict reader and a writer of one
+JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+from pyinfer.errors import ModelFileError
+
+CONVERTER_VERSION = 1
+"""Goes up when a conversion of the same source would give another file; part of every cache key."""
+
+TOKENIZER_KINDS = ("sentencepiece", "tokenizers", "none")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file that was read: its name without folders, its size and its SHA-256 in hex."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights came from: `kind` is `gguf`, `huggingface` or `llama2c`."""
+
+    kind: str
+    files: tuple[SourceFile, ...]
+
+
+@dataclass(frozen=True)
+class Landing:
+    """How the tensors of one source type were stored.
+
+    `rms_error` is the root mean square of the differences over the root mean square of the source's
+    values, measured on sampled rows; it is 0 where every value was kept.
+    """
+
+    source: str
+    format: str
+    tensors: int
+    bytes_in: int
+    bytes_out: int
+    rms_error: float
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """All fields of the blob. Token ids are checked against the vocabulary when the tokenizer is opened."""
+
+    name: str
+    architecture: str
+    licence: str | None = None
+    chat_template: str | None = None
+    tokenizer: str = "none"
+    byte_level: bool = False  # pieces are written in the byte-level alphabet, else with U+2581 for a space
+    space_prefix: bool = False  # text gets a leading space before it is split, and loses it when decoded
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+    unk: int | None = None
+    add_bos: bool = False
+    add_eos: bool = False
+    source: Source = field(default_factory=lambda: Source("unknown", ()))
+    landed: tuple[Landing, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+    converter: int = CONVERTER_VERSION
+
+    def to_json(self) -> bytes:
+        """The blob: one UTF-8 JSON object."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False).encode()
+
+    @staticmethod
+    def from_json(blob: bytes) -> Metadata:
+        """Reads a blob; any missing, unknown or mistyped field is a ModelFileError that names it."""
+        try:
+            raw = json.loads(blob)
+        except (ValueError, RecursionError) as error:
+            raise ModelFileError(
+                f"expected metadata as a JSON object, found {type(error).__name__}: {error}"
+            ) from None
+        metadata: Metadata = _read(Metadata, raw, "metadata")
+        _check_ids(metadata)
+        return metadata
+
+
+def _check_ids(metadata: Metadata) -> None:
+    if metadata.tokenizer not in TOKENIZER_KINDS:
+        raise ModelFileError(
+            f"metadata.tokenizer: expected one of {', '.join(TOKENIZER_KINDS)}, found {metadata.tokenizer!r}"
+        )
+    for name in ("bos", "pad", "unk"):
+        value = getattr(metadata, name)
+        if value is not None and value < 0:
+            raise ModelFileError(f"metadata.{name}: expected a token id of 0 or more, found {value}")
+    if any(token < 0 for token in metadata.eos):
+        raise ModelFileError(f"metadata.eos: expected token ids of 0 or more, found {list(metadata.eos)}")
+
+
+def _read(kind: Any, raw: Any, where: str) -> Any:
+    """Checks a JSON value against a type and turns objects into dataclasses and lists into tuples."""
+    if hasattr(kind, "__dataclass_fields__"):
+        return _read_object(kind, raw, where)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is tuple and isinstance(raw, list):
+        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
+    if origin is dict and isinstance(raw, dict):
+        return {key: _read(args[1], value, f"{where}.{key}") for key, value in raw.items()}
+    if kind is float and type(raw) in (int, float):
+        return float(raw)
+    allowed = args if args and origin not in (tuple, dict) else (kind,)
+    if type(raw) in allowed:
+        return raw
+    wanted = " or ".join(
+        "null" if item is type(None) else getattr(item, "__name__", str(item)) for item in allowed
+    )
+    raise ModelFileError(f"{where}: expected {wanted}, found {type(raw).__name__}")
+
+
+def _read_object(kind: Any, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise ModelFileError(f"{where}: expected a JSON object, found {type(raw).__name__}")
+    names = {item.name for item in fields(kind)}
+    for word, odd in (("unknown", raw.keys() - names), ("missing", names - raw.keys())):
+        if odd:
+            raise ModelFileError(f"{where}: {word} field {sorted(odd)[0]!r}")
+    hints = get_type_hints(kind)
+    return kind(**{name: _read(hints[name], value, f"{where}.{name}") for name, value in raw.items()})

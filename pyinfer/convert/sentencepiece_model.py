@@ -1,0 +1,62 @@
+"""Writes a SentencePiece `ModelProto` from a list of pieces, in the protobuf wire format.
+
+Must not know GGUF or Hugging Face. Field numbers are those of sentencepiece_model.proto in
+google/sentencepiece.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""Types of pieces; GGUF uses the same numbers."""
+SPACE = "\u2581"
+"""What pieces write for a space."""
+
+_BPE = 2
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One entry of the vocabulary."""
+
+    text: str
+    score: float
+    kind: int
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _bytes(field: int, value: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(value)) + value
+
+
+def encode_pieces(pieces: Iterable[Piece]) -> bytes:
+    """The `pieces` field alone; put behind a whole ModelProto, it extends that model's vocabulary."""
+    out = []
+    for piece in pieces:
+        body = _bytes(1, piece.text.encode()) + b"\x15" + struct.pack("<f", piece.score)
+        out.append(_bytes(1, body + _number(3, piece.kind)))
+    return b"".join(out)
+
+
+def encode_model(pieces: list[Piece], *, space_prefix: bool, byte_fallback: bool) -> bytes:
+    """A BPE model: merges go by score, text is not normalised but for spaces, which become U+2581."""
+    unk = next(i for i, piece in enumerate(pieces) if piece.kind == UNKNOWN)
+    trainer = _number(3, _BPE) + _number(4, len(pieces)) + _number(35, int(byte_fallback))
+    trainer += _number(40, unk) + _bytes(45, pieces[unk].text.encode())
+    normalizer = _bytes(1, b"identity") + _number(3, int(space_prefix)) + _number(4, 0) + _number(5, 1)
+    return encode_pieces(pieces) + _bytes(2, trainer) + _bytes(3, normalizer)

@@ -1,0 +1,371 @@
+"""Streams a model.bin: a temporary file in the output's folder, then fsync, rename, fsync of the folder.
+Whatever happens on the way, the final name holds either what it held before or the whole new file.
+
+Must not know readers or families. The layout is docs/model-file.md. Weights are packed in ranges of rows
+on a few threads and written in order, so memory stays at a few ranges whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import math
+import os
+import shutil
+import struct
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinfer import _core
+from pyinfer.convert.checkpoint import NO_LAYER, Checkpoint, Spec, Tensor, describe
+from pyinfer.convert.identity import checksum
+from pyinfer.convert.landing import VECTOR, Placement, aligned, chosen_weights, groups, place
+from pyinfer.convert.metadata import Landing, Metadata, Source, SourceFile
+from pyinfer.errors import ModelFileError
+
+Progress = Callable[[int, int, str], None]
+"""progress(bytes done, bytes in all, what)."""
+
+MAGIC = b"PYINFER\0"
+VERSION = 1
+HEADER_BYTES = SPEC_BYTES = 128
+RECORD_BYTES = 64
+PAGE = 4096
+TILE_ROWS = 16
+MAX_BLOB = {"metadata": 64 << 20, "tokenizer": 256 << 20}
+ROLES = {
+    "embedding": 0, "final_norm": 1, "head": 2, "rope_freqs": 3, "attn_norm": 16, "q": 17, "k": 18, "v":
+    19, "o": 20, "ffn_norm": 21, "gate": 22, "up": 23, "down": 24,
+}  # fmt: skip
+
+_CHUNK_VALUES = 2 << 20  # values packed at once, 8 MiB as floats
+_MAX_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A range of rows of one tensor; `last` closes the tensor."""
+
+    place: Placement
+    start: int
+    stop: int
+    last: bool
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A packed range and, where values change, the sums of squares of differences and of values on its
+    first rows.
+    """
+
+    data: NDArray[np.uint8]
+    squared_error: float = 0.0
+    squared_value: float = 0.0
+
+
+def _jobs(places: tuple[Placement, ...]) -> Iterator[_Job]:
+    for item in places:
+        rows = item.tensor.rows
+        step = max(_CHUNK_VALUES // item.tensor.cols // TILE_ROWS, 1) * TILE_ROWS
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            yield _Job(item, start, stop, stop == rows)
+
+
+def _run(job: _Job) -> _Packed:
+    tensor, rows = job.place.tensor, job.stop - job.start
+    try:
+        data = tensor.read(job.start, job.stop)
+        if job.place.format == VECTOR:
+            return _Packed(_vector(tensor, data))
+        packed = _core.repack(tensor.source, job.place.format, data, rows, tensor.cols)
+        return _Packed(packed) if job.place.exact else _measured(job, data, packed)
+    except ValueError as error:
+        raise ModelFileError(f"{tensor.name}, rows from {job.start}: {error}") from None
+
+
+def _vector(tensor: Tensor, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    values = _core.dequantize(tensor.source, data, 1, tensor.cols)
+    if not np.isfinite(values).all():
+        raise ModelFileError("expected finite values, found others")
+    return values.reshape(-1).view(np.uint8)
+
+
+def _measured(job: _Job, data: NDArray[np.uint8], packed: NDArray[np.uint8]) -> _Packed:
+    """Compares the first rows of a range with what was stored of them."""
+    tensor, kind = job.place.tensor, job.place.format
+    rows = min(TILE_ROWS, job.stop - job.start)
+    size = len(data) // (job.stop - job.start) * rows
+    wanted = _core.dequantize(tensor.source, data[:size], rows, tensor.cols).astype(np.float64)
+    stored = _core.unpack(kind, packed[: _core.packed_bytes(kind, rows, tensor.cols)], rows, tensor.cols)
+    return _Packed(packed, float(np.square(stored - wanted).sum()), float(np.square(wanted).sum()))
+
+
+def _in_order(jobs: Iterator[_Job], pool: ThreadPoolExecutor, ahead: int) -> Iterator[tuple[_Job, _Packed]]:
+    """Runs jobs on the pool, at most `ahead` of them started and not taken, and gives their results in
+    order.
+    """
+    waiting: deque[tuple[_Job, Future[_Packed]]] = deque()
+    try:
+        for job in jobs:
+            waiting.append((job, pool.submit(_run, job)))
+            if len(waiting) >= ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+class _Sums:
+    """Measured errors by (source type, format)."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, str], tuple[float, float]] = {}
+
+    def add(self, item: Placement, packed: _Packed) -> None:
+        key = (item.tensor.source, item.format)
+        error, value = self._sums.get(key, (0.0, 0.0))
+        self._sums[key] = (error + packed.squared_error, value + packed.squared_value)
+
+    def landings(self, places: tuple[Placement, ...]) -> tuple[Landing, ...]:
+        found = []
+        for group in groups(places):
+            error, value = self._sums.get((group.source, group.format), (0.0, 0.0))
+            rms = float(f"{math.sqrt(error / value):.4g}") if value else 0.0
+            found.append(
+                Landing(group.source, group.format, group.tensors, group.bytes_in, group.bytes_out, rms)
+            )
+        return tuple(found)
+
+
+@contextmanager
+def _temporary(output: Path) -> Iterator[int]:
+    """A locked file beside the output that becomes the output when all goes well, and is removed when not.
+
+    Its name is fixed, so a later run takes over what a killed one left; the lock keeps two runs apart.
+    """
+    path = output.with_name(f".{output.name}.partial")
+    descriptor = _locked(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        yield descriptor
+        os.fsync(descriptor)
+        os.replace(path, output)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    _sync_folder(output.parent)
+
+
+def _locked(path: Path) -> int:
+    """Opens and locks; starts over if another run renamed or removed the file in between."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise BlockingIOError(
+                errno.EAGAIN, "another conversion is writing this file", str(path)
+            ) from None
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(descriptor, view, offset)
+        view, offset = view[done:], offset + done
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the sections lie; `metadata_bytes` is what was set aside for it."""
+
+    n_tensors: int
+    metadata_bytes: int
+    tokenizer: bytes
+    weights_bytes: int
+
+    @property
+    def metadata_offset(self) -> int:
+        return HEADER_BYTES + SPEC_BYTES + RECORD_BYTES * self.n_tensors
+
+    @property
+    def tokenizer_offset(self) -> int:
+        return self.metadata_offset + self.metadata_bytes
+
+    @property
+    def weights_offset(self) -> int:
+        return aligned(self.tokenizer_offset + len(self.tokenizer), PAGE)
+
+    @property
+    def file_bytes(self) -> int:
+        return self.weights_offset + self.weights_bytes
+
+
+def _spec_bytes(spec: Spec) -> bytes:
+    counts = (
+        spec.n_layers,
+        spec.dim,
+        spec.n_heads,
+        spec.n_kv_heads,
+        spec.head_dim,
+        spec.n_ff,
+        spec.n_vocab,
+        spec.context,
+    )
+    factors = (spec.norm_eps, spec.rope_magnitude, spec.attention_scale)
+    return struct.pack("<10I3fI72x", 1, *counts, spec.rope_dim, *factors, int(spec.tied_head))
+
+
+def _record(item: Placement, crc: int, weights_offset: int) -> bytes:
+    layer = 0xFFFFFFFF if item.tensor.layer == NO_LAYER else item.tensor.layer
+    number = 0 if item.format == VECTOR else _core.FORMATS.index(item.format) + 1
+    head = struct.pack("<4I", ROLES[item.tensor.role], layer, number, 0)
+    place = (item.tensor.rows, item.tensor.cols, weights_offset + item.offset, item.bytes)
+    return head + struct.pack("<4QI12x", *place, crc)
+
+
+def _head(layout: _Layout, spec: Spec, table: bytes, metadata: bytes) -> bytes:
+    """Header, specification and tensor table."""
+    sections = (
+        layout.file_bytes, HEADER_BYTES, SPEC_BYTES, HEADER_BYTES + SPEC_BYTES, len(table),
+        layout.metadata_offset, len(metadata), layout.tokenizer_offset, len(layout.tokenizer),
+        layout.weights_offset, layout.weights_bytes,
+    )  # fmt: skip
+    crcs = (zlib.crc32(metadata), zlib.crc32(layout.tokenizer))
+    header = struct.pack("<8s2I11Q2I12x", MAGIC, VERSION, HEADER_BYTES, *sections, *crcs)
+    rest = _spec_bytes(spec) + table
+    return header + struct.pack("<I", zlib.crc32(header + rest)) + rest
+
+
+def _first_metadata(checkpoint: Checkpoint, places: tuple[Placement, ...], weights: str | None) -> Metadata:
+    """The metadata with placeholders, as long as the final ones can get, for checksums and errors that are
+    known at the end.
+    """
+    longest = tuple(replace(item, rms_error=-1.2345e-300) for item in _Sums().landings(places))
+    files = tuple(SourceFile(path.name, path.stat().st_size, "0" * 64) for path in checkpoint.files)
+    chosen = chosen_weights(checkpoint.kind, weights)
+    options = {"weights": chosen} if chosen else {}
+    return replace(
+        describe(checkpoint), source=Source(checkpoint.kind, files), landed=longest, options=options
+    )
+
+
+def _final_metadata(first: Metadata, files: tuple[SourceFile, ...], landed: tuple[Landing, ...]) -> Metadata:
+    """The same with what is known now."""
+    for before, after in zip(first.source.files, files, strict=True):
+        if before.bytes != after.bytes:
+            raise ModelFileError(
+                f"{after.name}: expected {before.bytes} bytes as when the conversion began, found {after.bytes}"
+            )
+    return replace(first, source=Source(first.source.kind, files), landed=landed)
+
+
+def _check_blobs(layout: _Layout) -> None:
+    sizes = {"metadata": layout.metadata_bytes, "tokenizer": len(layout.tokenizer)}
+    for what, size in sizes.items():
+        if size > MAX_BLOB[what]:
+            raise ModelFileError(f"{what}: expected at most {MAX_BLOB[what]} bytes, found {size}")
+
+
+def _check_output(checkpoint: Checkpoint, output: Path, needed: int) -> None:
+    """Refuses an output that is a source or a folder, and a disk that is too small."""
+    if output.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "expected a file to write, found a folder", str(output))
+    if output.exists() and any(os.path.samefile(output, path) for path in checkpoint.files):
+        raise ModelFileError(f"{output}: expected another file than the source, found the same")
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        text = f"expected {needed / 1e6:.1f} MB of free disk, found {free / 1e6:.1f} MB"
+        raise OSError(errno.ENOSPC, text, str(output.parent))
+
+
+def write_model(
+    checkpoint: Checkpoint, output: Path, weights: str | None = None, progress: Progress | None = None
+) -> Metadata:
+    """Converts an opened checkpoint into `output` and returns the metadata that was stored.
+
+    Raises ModelFileError for bad sources, RequestError for a `weights` that cannot be honoured, OSError
+    where the system refuses.
+    """
+    places = place(checkpoint, weights)
+    first = _first_metadata(checkpoint, places, weights)
+    end = places[-1].offset + places[-1].bytes
+    layout = _Layout(len(places), len(first.to_json()), checkpoint.tokenizer.blob, end)
+    _check_blobs(layout)
+    _check_output(checkpoint, output, layout.file_bytes)
+    workers = min(_MAX_WORKERS, _core.default_threads())
+    stop = Event()
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(1) as hashing,
+        _temporary(output) as descriptor,
+    ):
+        try:
+            files = [hashing.submit(checksum, path, stop.is_set) for path in checkpoint.files]
+            sums, records = _Sums(), []
+            results = _in_order(_jobs(places), pool, workers + 1)
+            for item, crc in _write_weights(descriptor, results, layout, sums, progress):
+                records.append(_record(item, crc, layout.weights_offset))
+            metadata = _final_metadata(first, tuple(file.result() for file in files), sums.landings(places))
+            _write_front(descriptor, layout, checkpoint.spec, b"".join(records), metadata)
+        except BaseException:
+            stop.set()
+            raise
+    return metadata
+
+
+def _write_weights(
+    descriptor: int,
+    results: Iterator[tuple[_Job, _Packed]],
+    layout: _Layout,
+    sums: _Sums,
+    progress: Progress | None,
+) -> Iterator[tuple[Placement, int]]:
+    """Writes ranges as they come; gives each finished tensor with its checksum."""
+    crc = at = 0
+    for job, packed in results:
+        data = packed.data.data
+        _write(descriptor, data, layout.weights_offset + job.place.offset + at)
+        crc, at = zlib.crc32(data, crc), at + len(data)
+        sums.add(job.place, packed)
+        if progress:
+            progress(job.place.offset + at, layout.weights_bytes, job.place.tensor.name)
+        if job.last:
+            yield job.place, crc
+            crc = at = 0
+
+
+def _write_front(descriptor: int, layout: _Layout, spec: Spec, table: bytes, metadata: Metadata) -> None:
+    """Everything before the weights; the metadata fills what was set aside with spaces, which JSON allows."""
+    blob = metadata.to_json().ljust(layout.metadata_bytes)
+    _write(descriptor, blob, layout.metadata_offset)
+    _write(descriptor, layout.tokenizer, layout.tokenizer_offset)
+    _write(descriptor, _head(layout, spec, table, blob), 0)

@@ -1,0 +1,348 @@
+"""A model that is ready to answer: the engine, its tokenizer, its chat format and the sessions it lends.
+
+Must not know formats of other files (`hub` and `convert` do) nor how an answer is made (`generation` does).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinfer import _core, memory
+from pyinfer.answering import Answering, Options, Prompt, Turn
+from pyinfer.chat import ChatFormat, checked_messages
+from pyinfer.convert.metadata import Metadata
+from pyinfer.errors import ContextFullError, RequestError
+from pyinfer.generation import Processor, Request, Stream, chunks
+from pyinfer.sampling import SamplingFields, merged
+from pyinfer.session import Session
+from pyinfer.stopping import checked_stops
+from pyinfer.timeline import Timeline, require_process
+from pyinfer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Model", "load"]
+
+Activations: TypeAlias = Literal["int8", "f32"]
+DEFAULT_CONTEXT = 4096
+MOST_IDLE = 2  # sessions kept for the next request
+MOST_TOP = 1000
+
+
+def load(
+    path_or_name: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    activations: Activations | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Model:
+    """Opens a model by path or name; what is not a model.bin is converted once, into the cache.
+
+    Args:
+        path_or_name: A model.bin, a GGUF file, a Hugging Face folder, a llama2.c file, or a name such as `smollm2` or
+            `hf:org/repo:file`.
+        threads: Threads that work on one step. None: the physical cores this process may use.
+        context: Tokens that prompt and answer may have together, at most what the model was trained for. None: the
+            same, but no more than 4096, since memory for the KV cache grows with it.
+        activations: `int8` (fast) or `f32` (a slow reference). None: what PYINFER_ACTIVATIONS says, or int8.
+        progress: Called with done, total (0: unknown) and a word, while a model is fetched or converted.
+
+    Raises:
+        ModelFileError: There is no such file, or it is not a model that can be run; UnsupportedError when it is one
+            that asks for something else than pyinfer does.
+        DownloadError: The model could not be fetched.
+        RequestError: An argument is outside its limits.
+        MemoryLimitError: Weights and one session do not fit into memory.
+    """
+    if not isinstance(path_or_name, (str, os.PathLike)):
+        raise RequestError(f"path_or_name: expected a path or a name, found {type(path_or_name).__name__}")
+    _require_whole("threads", threads, 1)
+    _require_whole("context", context, 1)
+    chosen = _activations(activations)
+    from pyinfer import hub
+
+    source = path_or_name if isinstance(path_or_name, str) else Path(path_or_name)
+    path = hub.resolve(source, progress=progress)
+    return Model(path, threads=threads, context=context, activations=chosen)
+
+
+class Model(Answering):
+    """A model ready to answer, made by `load`.
+
+    Any number of threads may use it at once; each answer equals its solo run. Answers that are made outside of a
+    `Session` start from an empty cache.
+    """
+
+    def __init__(
+        self, path: Path, *, threads: int | None, context: int | None, activations: Activations
+    ) -> None:
+        """Opens a model.bin; `load` is the way in."""
+        file = _core.ModelFile(str(path))
+        self.path = path
+        self.spec = file.spec
+        """Numbers of the architecture."""
+        self.metadata = Metadata.from_json(file.metadata())
+        """Name, licence, chat template, special tokens and where the model came from."""
+        self.tokenizer = Tokenizer.open(file)
+        self.context = _context(context, self.spec["context"])
+        """Tokens that prompt and answer may have together."""
+        self.activations = activations
+        self._engine: _core.Engine | None = _core.Engine(file, threads or 0, activations)
+        self._process = os.getpid()
+        self._idle: deque[Timeline] = (
+            deque()
+        )  # its methods are atomic, so a garbage collection may return one
+        self._lent: weakref.WeakSet[Timeline] = weakref.WeakSet()
+        self._lock = threading.RLock()
+        memory.require(sum(cast(Mapping[str, int], self.memory()).values()), f"the model {self.name}")
+
+    @property
+    def name(self) -> str:
+        """The model's name, as its source gives it."""
+        return self.metadata.name
+
+    @property
+    def n_vocab(self) -> int:
+        """How many different tokens there are."""
+        return self.spec["n_vocab"]
+
+    @property
+    def threads(self) -> int:
+        """Threads that work on one step."""
+        return self._open().threads
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return self._open().isa
+
+    def memory(self, context: int | None = None) -> _core.MemoryDict:
+        """Bytes of the weights, and of one session of `context` tokens (None: the model's)."""
+        return self._open().memory(
+            self.context if context is None else _context(context, self.spec["context"])
+        )
+
+    def session(self, context: int | None = None) -> Session:
+        """A conversation that keeps what it has evaluated; `context` as in `load` (None: the model's)."""
+        size = self.context if context is None else _context(context, self.spec["context"])
+        return Session(self, self._new_timeline(size))
+
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+        """Continues a prompt, chunk by chunk."""
+        self._open()
+        return self._streamed(self.request(prompt, self.context, options))
+
+    def chat_stream(self, messages: Turn, **options: Unpack[Options]) -> Stream:
+        """Answers messages, chunk by chunk, in the format of the model's own chat template."""
+        self._open()
+        tokens = self.chat_tokens(messages)
+        return self._streamed(self.request(tokens, self.context, options))
+
+    def chat_tokens(self, messages: Turn, *, add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of messages in the format of the model's own chat template.
+
+        Control tokens in the messages stay plain text.
+
+        Raises:
+            RequestError: The model has no chat template, or it refuses the messages.
+            ModelFileError: The template is broken, or reaches for what it may not have.
+        """
+        return self._chat.tokens(checked_messages(messages), add_generation_prompt)
+
+    def logits(self, tokens: Prompt) -> NDArray[np.float32]:
+        """Logits of the next token after each token, shape (n_tokens, n_vocab)."""
+        self._open()
+        ids = self._prompt(tokens, self.context)
+        memory.require(4 * len(ids) * self.n_vocab, f"logits of {len(ids)} tokens")
+        timeline = self._lend()
+        try:
+            return timeline.replace(ids, "all")[1]
+        finally:
+            self._take_back(timeline)
+
+    def close(self) -> None:
+        """Frees the model; its sessions close and its streams are cancelled. Any later call is a RequestError."""
+        with self._lock:
+            self._engine = None
+            lent = list(self._lent)
+        for timeline in lent:
+            timeline.close()
+        self._idle.clear()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._engine is None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = (
+            "closed"
+            if self.closed
+            else f"{self.threads} threads, {self.isa}, {self.context} tokens of context"
+        )
+        return f"<pyinfer.Model {self.name}: {state}>"
+
+    # Requests: what a caller asks for, checked before any work
+
+    def tokens_of(self, prompt: Prompt, *, add_special: bool = True) -> tuple[int, ...]:
+        """Token ids of a prompt: those of a text, or the ids given, checked."""
+        if isinstance(prompt, str):
+            return tuple(self.tokenizer.encode(prompt, add_special=add_special))
+        if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
+            raise RequestError(f"prompt: expected text or token ids, found {type(prompt).__name__}")
+        for i, token in enumerate(prompt):
+            if not _is_token(token, self.n_vocab):
+                raise RequestError(
+                    f"prompt[{i}]: expected a token id from 0 to {self.n_vocab - 1}, found {token!r}"
+                )
+        return tuple(map(int, prompt))
+
+    def request(self, prompt: Prompt, context: int, options: Options) -> Request:
+        """A request from a prompt and options, checked; the answers of `Model` and `Session` begin here."""
+        given: dict[str, Any] = dict(options)
+        names = ("params", "max_tokens", "stop", "logprobs", "processors")
+        params, max_tokens, stop, logprobs, processors = (given.pop(name, None) for name in names)
+        _require_whole("max_tokens", max_tokens, 0)
+        _require_whole("logprobs", logprobs, 0, MOST_TOP)
+        sampling = merged(params, cast(SamplingFields, given)).with_seed()
+        _require_biases_below(self.n_vocab, sampling.logit_bias)
+        stops = checked_stops(() if stop is None else stop)
+        return Request(
+            prompt=self._prompt(prompt, context),
+            n_vocab=self.n_vocab,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stop=stops,
+            stop_ids=frozenset((*self.tokenizer.eos, *self._control_tokens(stops))),
+            logprobs=None if logprobs is None else min(logprobs, self.n_vocab),
+            processors=_callables(processors),
+        )
+
+    def _prompt(self, prompt: Prompt, context: int) -> tuple[int, ...]:
+        tokens = self.tokens_of(prompt)
+        if not tokens:
+            raise RequestError(
+                "prompt: expected at least one token, found none, and the model adds no opening token"
+            )
+        if len(tokens) > context:
+            raise ContextFullError(f"the prompt has {len(tokens)} tokens, the context holds {context}")
+        return tokens
+
+    def _control_tokens(self, stops: tuple[str, ...]) -> list[int]:
+        """Stop strings that spell a control token end the answer at the token, which has no text of its own."""
+        tokens = (self.tokenizer.piece_to_id(stop) for stop in stops)
+        return [token for token in tokens if token is not None and self.tokenizer.is_special(token)]
+
+    @cached_property
+    def _chat(self) -> ChatFormat:
+        return ChatFormat(self.metadata, self.tokenizer)
+
+    # Timelines: lent for one answer each, a few kept for the next
+
+    def _streamed(self, request: Request) -> Stream:
+        timeline = self._lend()
+        return Stream(timeline, chunks(timeline, self.tokenizer, request), self._take_back)
+
+    def _lend(self) -> Timeline:
+        try:
+            timeline = self._idle.pop()
+        except IndexError:
+            timeline = self._new_timeline(self.context)
+        timeline.acquire()
+        timeline.truncate(0)
+        return timeline
+
+    def _take_back(self, timeline: Timeline) -> None:
+        timeline.release()
+        if len(self._idle) < MOST_IDLE and not self.closed:
+            self._idle.append(timeline)
+        else:
+            timeline.close()
+
+    def _new_timeline(self, context: int) -> Timeline:
+        engine = self._open()
+        needed = engine.memory(context)
+        memory.require(needed["kv_cache"] + needed["workspace"], f"a session of {context} tokens")
+        timeline = Timeline(engine, context)
+        with self._lock:
+            self._lent.add(timeline)
+            if self.closed:  # in this moment, by another thread
+                timeline.close()
+        return timeline
+
+    def _open(self) -> _core.Engine:
+        require_process(self._process)
+        engine = self._engine
+        if engine is None:
+            raise RequestError("the model is closed")
+        return engine
+
+
+def _activations(given: str | None) -> Activations:
+    source = "activations" if given is not None else "PYINFER_ACTIVATIONS"
+    value = given if given is not None else os.environ.get("PYINFER_ACTIVATIONS") or "int8"
+    if value not in ("int8", "f32"):
+        raise RequestError(f"{source}: expected int8 or f32, found {value!r}")
+    return cast(Activations, value)
+
+
+def _context(given: int | None, trained: int) -> int:
+    if given is None:
+        return min(trained, DEFAULT_CONTEXT)
+    _require_whole("context", given, 1)
+    if given > trained:
+        raise RequestError(
+            f"context: expected at most {trained}, for which the model was trained, found {given}"
+        )
+    return given
+
+
+def _callables(processors: object) -> tuple[Processor, ...]:
+    wanted = "processors: expected several callables that take tokens and logits"
+    if processors is None:
+        return ()
+    if not isinstance(processors, Iterable):
+        raise RequestError(f"{wanted}, found {type(processors).__name__}")
+    found = tuple(processors)
+    for one in found:
+        if not callable(one):
+            raise RequestError(f"{wanted}, found {type(one).__name__}")
+    return found
+
+
+def _is_token(value: object, n_vocab: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= int(value) < n_vocab
+
+
+def _require_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """A whole number within limits, or None."""
+    if value is None:
+        return
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= (high or value):
+        return
+    wanted = f"from {low} to {high}" if high else f"of at least {low}"
+    raise RequestError(f"{name}: expected a whole number {wanted}, found {value!r}")
+
+
+def _require_biases_below(n_vocab: int, biases: Mapping[int, float]) -> None:
+    most = max(biases, default=-1)
+    if most >= n_vocab:
+        raise RequestError(f"logit_bias: expected token ids from 0 to {n_vocab - 1}, found {most}")

@@ -1,0 +1,212 @@
+"""One session of the core and the tokens it holds: prefix reuse, cancellation, one user at a time.
+
+Must not know text, sampling or models. The tokens are those evaluated (`len` equals the core's position) and at most
+one more at the end, which was picked but not evaluated yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinfer import _core
+from pyinfer.errors import Cancelled, ContextFullError, RequestError
+
+__all__ = ["Timeline", "require_process"]
+
+Rows = Literal["none", "last", "all"]
+T = TypeVar("T")
+
+
+class Timeline:
+    """Tokens in the order they came, with their KV cache. Every method may be called from any thread."""
+
+    def __init__(self, engine: _core.Engine, context: int) -> None:
+        self._core: _core.Session | None = _core.Session(engine, context)
+        self.context = context
+        self._process = os.getpid()
+        self.operation = 0
+        """Number of the operation that owns the timeline, or owned it last."""
+        self._evaluated: list[int] = []
+        self._picked: list[int] = []  # (0 or 1)
+        self._in_use = threading.Lock()
+        self._switch = (
+            threading.RLock()
+        )  # guards the three below; a garbage collection may come in at any point
+        self._running = False
+        self._cancelled = False
+        self._closing = False
+
+    # Ownership: one user at a time
+
+    def acquire(self) -> None:
+        """Takes the timeline for one operation; RequestError when it is taken, closed or of another process."""
+        require_process(self._process)
+        if not self._in_use.acquire(blocking=False):
+            raise RequestError(
+                "the session is in use: finish or close its stream first, or take another session"
+            )
+        with self._switch:
+            if self._core is None or self._closing:
+                self._in_use.release()
+                raise RequestError("the session is closed")
+            self._running, self._cancelled = True, False
+            self.operation += 1
+            if self._core.position > len(
+                self._evaluated
+            ):  # an exception came between a step and the note of it
+                self._core.truncate(len(self._evaluated))
+
+    def release(self) -> None:
+        """Gives it back; a close that came meanwhile happens now."""
+        if os.getpid() != self._process:  # in a fork the lock may be held by a thread that does not exist
+            return
+        with self._switch:
+            self._running = False
+            if self._closing:
+                self._free()
+        self._in_use.release()
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Holds the timeline for a block."""
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def cancel(self, operation: int | None = None) -> None:
+        """Ends the operation under way with `Cancelled`; nothing happens when there is none, or another one."""
+        if os.getpid() != self._process:
+            return
+        with self._switch:
+            mine = operation is None or operation == self.operation
+            if mine and self._running and not self._cancelled and self._core is not None:
+                self._cancelled = True
+                self._core.cancel()
+
+    def close(self) -> None:
+        """Frees the cache, at once or when the operation under way has ended, which is cancelled."""
+        if os.getpid() != self._process:
+            return
+        with self._switch:
+            self._closing = True
+            if self._running:
+                self.cancel()
+            else:
+                self._free()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing
+
+    def _free(self) -> None:
+        if self._core is not None:
+            self._core.close()
+        self._core = None
+        self._evaluated, self._picked = [], []
+
+    # Tokens: for the owner
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """All tokens, shape (position,)."""
+        return (*self._evaluated, *self._picked)
+
+    def truncate(self, position: int) -> None:
+        """Forgets all tokens from `position` on."""
+        self._picked = self._picked[: max(0, position - len(self._evaluated))]
+        if position < len(self._evaluated):
+            del self._evaluated[position:]
+            self._open().truncate(position)
+
+    def replace(self, tokens: Sequence[int], rows: Rows) -> tuple[int, NDArray[np.float32]]:
+        """Makes these the tokens; evaluates what is not held, and at least the last one.
+
+        Returns how many were held, and logits of shape (0 | 1 | n evaluated, n_vocab) that nobody else writes to. After
+        an exception the timeline holds a beginning of `tokens`.
+        """
+        if len(tokens) > self.context:
+            raise ContextFullError(f"the prompt has {len(tokens)} tokens, the context holds {self.context}")
+        held = min(_common(self._evaluated, tokens), len(tokens) - 1)
+        self.truncate(held)
+        self._picked = []
+        return held, self._evaluate(tokens[held:], rows)
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Adds tokens and evaluates them; after an exception the timeline holds what it held before."""
+        before = self.tokens
+        if len(before) + len(tokens) > self.context:
+            message = f"the session holds {len(before)} tokens and the context {self.context}"
+            raise ContextFullError(f"{len(tokens)} more tokens do not fit: {message}")
+        new, start = (*self._picked, *tokens), len(self._evaluated)
+        self._picked = []
+        try:
+            self._evaluate(new, "none")
+        except BaseException:
+            self.truncate(start)
+            self._picked = list(before[start:])
+            raise
+
+    def pick(self, token: int) -> None:
+        """Adds a token that is not evaluated until `step`, or until more tokens come."""
+        self._picked = [token]
+
+    def step(self) -> NDArray[np.float32]:
+        """Evaluates the picked token; logits of shape (n_vocab,), valid until the next call."""
+        token = self._picked[0]
+        logits = self._run(lambda core: core.step(token))
+        self._picked = []
+        self._evaluated.append(token)
+        return logits
+
+    def _evaluate(self, tokens: Sequence[int], rows: Rows) -> NDArray[np.float32]:
+        ids = np.asarray(tokens, dtype=np.int32)
+        start = len(self._evaluated)
+        try:
+            return self._run(lambda core: core.eval(ids, rows))
+        finally:
+            done = self._open().position - start
+            self._evaluated += (int(token) for token in tokens[:done])
+
+    def _run(self, work: Callable[[_core.Session], T]) -> T:
+        """Runs one step of the core. A cancel that came too late for the last operation does not end this one."""
+        core = self._open()
+        start = core.position
+        while True:
+            try:
+                return work(core)
+            except Cancelled:
+                if self._cancelled:
+                    raise
+                core.truncate(start)
+
+    def _open(self) -> _core.Session:
+        require_process(self._process)
+        if self._core is None:
+            raise RequestError("the session is closed")
+        return self._core
+
+
+def require_process(process: int) -> None:
+    """Raises RequestError in a fork of the process that loaded the model: the fork has none of its threads."""
+    if os.getpid() != process:
+        raise RequestError(
+            f"the model was loaded by process {process} and cannot be used in its fork {os.getpid()}; load it there"
+        )
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    for i, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return i
+    return min(len(a), len(b))

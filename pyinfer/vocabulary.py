@@ -1,0 +1,167 @@
+"""The two tokenizer libraries under one interface: split text into ids, spell an id, know what is special.
+
+Must not know metadata, files or streams. `sentencepiece` and `tokenizers` are imported when a vocabulary is opened.
+"""
+
+from __future__ import annotations
+
+import re
+from threading import Lock
+from typing import Any, Protocol
+
+from pyinfer.errors import ModelFileError, RequestError
+
+_NOT_PANICS = (ImportError, MemoryError, KeyboardInterrupt, SystemExit)
+"""What must pass when the tokenizers library fails: it reports some bad input as a panic, which is no Exception."""
+
+
+class Vocabulary(Protocol):
+    """What both libraries offer, under one name each."""
+
+    size: int
+    """Number of tokens."""
+
+    def split(self, text: str, parse_special: bool) -> list[int]:
+        """Ids of a text; control tokens in it are read as such only when asked for."""
+
+    def piece(self, token: int) -> str:
+        """The spelling of a token; empty for an id that stands for nothing."""
+
+    def find(self, piece: str) -> int | None:
+        """The token of this spelling."""
+
+    def special(self) -> dict[str, int]:
+        """Every control token by its spelling."""
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token stands for no text."""
+
+    def is_literal(self, token: int) -> bool:
+        """Whether a token is spelled as it is, neither as bytes nor escaped."""
+
+
+class _SentencePiece:
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.size: int = self._model.GetPieceSize()
+        self._special = {self.piece(i): i for i in range(self.size) if self._model.IsControl(i)}
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._spelled = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    def split(self, text: str, parse_special: bool) -> list[int]:
+        """Control pieces are cut out first when asked for; what lies between them is split as text of its
+        own.
+        """
+        if not (parse_special and self._special):
+            return list(self._model.EncodeAsIds(text))
+        ids: list[int] = []
+        for i, part in enumerate(self._spelled.split(text)):
+            ids += [self._special[part]] if i % 2 else self._model.EncodeAsIds(part)
+        return ids
+
+    def piece(self, token: int) -> str:
+        return str(self._model.IdToPiece(token)) if token < self.size else ""
+
+    def find(self, piece: str) -> int | None:
+        token: int = self._model.PieceToId(piece)
+        return token if self.piece(token) == piece else None
+
+    def special(self) -> dict[str, int]:
+        return dict(self._special)
+
+    def is_special(self, token: int) -> bool:
+        return token < self.size and bool(self._model.IsControl(token) or self._model.IsUnknown(token))
+
+    def is_literal(self, token: int) -> bool:
+        return self.is_special(token)
+
+
+class _Tokenizers:
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._lock = Lock()  # encode_special_tokens is a setting of the shared object
+        self.size: int = self._model.get_vocab_size(with_added_tokens=True)
+        self._added: dict[int, Any] = self._model.get_added_tokens_decoder()
+
+    def split(self, text: str, parse_special: bool) -> list[int]:
+        try:
+            with self._lock:
+                self._model.encode_special_tokens = not parse_special
+                return list(self._model.encode(text, add_special_tokens=False).ids)
+        except _NOT_PANICS:
+            raise
+        except BaseException as error:
+            raise RequestError(
+                f"text: expected text that the tokenizer can split, {_reason(error)}"
+            ) from None
+
+    def piece(self, token: int) -> str:
+        return self._model.id_to_token(token) or ""
+
+    def find(self, piece: str) -> int | None:
+        token: int | None = self._model.token_to_id(piece)
+        return token
+
+    def special(self) -> dict[str, int]:
+        return {token.content: i for i, token in self._added.items() if token.special}
+
+    def is_special(self, token: int) -> bool:
+        return token in self._added and bool(self._added[token].special)
+
+    def is_literal(self, token: int) -> bool:
+        return token in self._added
+
+
+def load_library(kind: str, blob: bytes) -> Any:
+    """A `SentencePieceProcessor` or `tokenizers.Tokenizer`; a ModelFileError says why a blob is refused."""
+    try:
+        if kind == "sentencepiece":
+            from sentencepiece import SentencePieceProcessor
+
+            model = SentencePieceProcessor()
+            model.LoadFromSerializedProto(blob)
+            return model
+        from tokenizers import Tokenizer as Library
+
+        return Library.from_buffer(blob)
+    except _NOT_PANICS:
+        raise
+    except BaseException as error:
+        raise ModelFileError(
+            f"tokenizer: expected a {kind} model, found a broken one: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of a library's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def open_vocabulary(kind: str, blob: bytes) -> Vocabulary | None:
+    """The vocabulary that a blob holds; None for the kind `none`."""
+    if kind == "none":
+        return None
+    model = load_library(kind, blob)
+    return _SentencePiece(model) if kind == "sentencepiece" else _Tokenizers(model)
+
+
+def check_ids(
+    vocabulary: Vocabulary | None,
+    n_vocab: int,
+    *,
+    bos: int | None,
+    eos: tuple[int, ...],
+    pad: int | None,
+    unk: int | None,
+    add_bos: bool,
+) -> None:
+    """Refuses a vocabulary larger than the model's, and special ids outside of it."""
+    size = vocabulary.size if vocabulary else 0
+    if size > n_vocab:
+        raise ModelFileError(f"tokenizer: expected at most {n_vocab} tokens as the model has, found {size}")
+    for name, tokens in (("bos", (bos,)), ("eos", eos), ("pad", (pad,)), ("unk", (unk,))):
+        for token in tokens:
+            if token is not None and not 0 <= token < n_vocab:
+                raise ModelFileError(f"{name}: expected an id below {n_vocab}, found {token}")
+    if add_bos and bos is None:
+        raise ModelFileError("bos: expected an id as add_bos is true, found none")

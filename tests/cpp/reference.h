@@ -1,0 +1,283 @@
+// What the core should compute, in naive double precision. Written from docs/model-file.md and the papers, apart from csrc:
+// it includes nothing of it but the numbers of the formats, and is slow on purpose.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "formats/format.h"
+
+namespace reference {
+
+using pyinfer::Format;
+
+// Row-major.
+struct Matrix {
+  std::size_t rows, cols;
+  std::vector<double> values;  // (rows, cols)
+  double& at(std::size_t row, std::size_t col) { return values[row * cols + col]; }
+  double at(std::size_t row, std::size_t col) const { return values[row * cols + col]; }
+};
+
+inline double half_value(std::uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const double magnitude = exponent == 31  ? (fraction ? NAN : INFINITY)
+                           : exponent == 0 ? std::ldexp(fraction, -24)
+                                           : std::ldexp(1024 + fraction, exponent - 25);
+  return bits >> 15 ? -magnitude : magnitude;
+}
+
+// The half nearest to a finite value, the even one of two; infinity from 65520 on.
+inline std::uint16_t nearest_half(double value) {
+  const std::uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  const double magnitude = std::abs(value);
+  if (magnitude >= 65520) return sign | 0x7c00;
+  const int exponent = magnitude < std::ldexp(1, -14) ? -14 : std::ilogb(magnitude);
+  const int steps =
+      static_cast<int>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));  // a carry runs into the exponent
+  return static_cast<std::uint16_t>(sign | (((exponent + 14) << 10) + steps));
+}
+
+inline double bf16_value(std::uint16_t bits) {
+  const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+
+// ---- Packed matrices, by docs/model-file.md ----
+
+inline bool is_quantised(Format format) { return static_cast<int>(format) >= 4; }
+inline bool is_k(Format format) { return static_cast<int>(format) >= 8; }  // the K formats
+inline int bits(Format format) {
+  constexpr int by_number[] = {32, 32, 16, 16, 4, 4, 8, 8, 4, 5, 6};
+  return by_number[static_cast<int>(format)];
+}
+inline int offset(Format format) { return format == Format::q4 ? 8 : format == Format::q6k ? 32 : 0; }
+inline bool has_minimum(Format format) {
+  return format == Format::q4m || format == Format::q8m || format == Format::q4k || format == Format::q5k;
+}
+inline std::size_t run(Format format) { return format == Format::q6k ? 16 : 32; }  // columns that share a scale
+inline std::size_t columns_of_group(Format format) { return is_k(format) ? 256 : is_quantised(format) ? 64 : 4; }
+inline std::size_t float_bytes(Format format) { return format == Format::f32 ? 4 : 2; }
+
+inline std::size_t padded(std::size_t n, std::size_t to) { return n + (to - n % to) % to; }
+inline std::size_t padded_cols(Format format, std::size_t cols) { return padded(cols, columns_of_group(format)); }
+
+// Bytes of a group of columns by 16 rows (quantised formats): halves, integer scales, integers.
+inline std::size_t group_bytes(Format format) {
+  const std::size_t halves = has_minimum(format) && !is_k(format) ? 128 : 64, scales = is_k(format) ? 256 : 0;
+  return halves + scales + columns_of_group(format) * 16 * static_cast<std::size_t>(bits(format)) / 8;
+}
+
+inline std::size_t packed_bytes(Format format, std::size_t rows, std::size_t cols) {
+  const std::size_t n_groups = padded_cols(format, cols) / columns_of_group(format);
+  const std::size_t group = is_quantised(format) ? group_bytes(format) : 4 * 16 * float_bytes(format);
+  return padded(rows, 16) / 16 * n_groups * group;
+}
+
+// Where the parts of one weight of a quantised matrix lie, in bytes. What a format does not have stays 0.
+struct Place {
+  std::size_t d = 0, m = 0;          // halves: scale and minimum, or what integer scale and minimum are multiplied with
+  std::size_t scale = 0, least = 0;  // K: integer scale and minimum
+  std::size_t q = 0;                 // the integer, or its low nibble
+  int q_shift = 0;
+  std::size_t high = 0;  // the bits above the nibble
+  int high_shift = 0, high_mask = 0;
+};
+
+inline std::size_t group_start(Format format, std::size_t cols, std::size_t row, std::size_t col) {
+  return (row / 16 * (padded_cols(format, cols) / columns_of_group(format)) + col / columns_of_group(format)) *
+         group_bytes(format);
+}
+
+// The integer of column c of a block of 32, whose integers begin at `start`.
+inline void place_integer(Place& place, Format format, std::size_t start, std::size_t r, std::size_t c) {
+  place.q = start + 64 * (bits(format) == 8 ? c / 4 : c / 4 % 4) + 4 * r + c % 4;
+  place.q_shift = bits(format) != 8 && c >= 16 ? 4 : 0;
+}
+
+inline Place place_of_k(Format format, std::size_t cols, std::size_t row, std::size_t col) {
+  const std::size_t start = group_start(format, cols, row, col), block = col % 256 / 32, r = row % 16, c = col % 32;
+  Place place;
+  place.d = start + 2 * r;
+  if (has_minimum(format)) place.m = start + 32 + 2 * r;
+  place.scale = start + 64 + 16 * (col % 256 / run(format)) + r;
+  if (has_minimum(format)) place.least = start + 64 + 128 + 16 * block + r;
+  place_integer(place, format, start + 320 + 256 * block, r, c);
+  const std::size_t high = start + 320 + 2048;
+  if (format == Format::q5k) {
+    place.high = high + 64 * block + 4 * r + c % 4;
+    place.high_shift = static_cast<int>(c / 4);
+    place.high_mask = 1;
+  }
+  if (format == Format::q6k) {
+    place.high = high + 128 * block + 64 * (c / 16) + 4 * r + c % 4;
+    place.high_shift = static_cast<int>(2 * (c / 4 % 4));
+    place.high_mask = 3;
+  }
+  return place;
+}
+
+inline Place place_of(Format format, std::size_t cols, std::size_t row, std::size_t col) {
+  if (is_k(format)) return place_of_k(format, cols, row, col);
+  const std::size_t start = group_start(format, cols, row, col), block = col / 32 % 2, r = row % 16;
+  const std::size_t integers = start + (has_minimum(format) ? 128 : 64);
+  Place place;
+  place.d = start + 32 * block + 2 * r;
+  if (has_minimum(format)) place.m = start + 64 + 32 * block + 2 * r;
+  place_integer(place, format, integers + static_cast<std::size_t>(bits(format)) * 64 * block, r, col % 32);
+  return place;
+}
+
+inline std::uint16_t half_at(const std::vector<std::uint8_t>& bytes, std::size_t at) {
+  return static_cast<std::uint16_t>(bytes[at] | bytes[at + 1] << 8);
+}
+
+// The integer without its offset: value = scale * integer + minimum.
+inline int integer_at(Format format, const std::vector<std::uint8_t>& bytes, const Place& place) {
+  if (bits(format) == 8) return static_cast<std::int8_t>(bytes[place.q]);
+  const int high = place.high_mask ? bytes[place.high] >> place.high_shift & place.high_mask : 0;
+  return (bytes[place.q] >> place.q_shift & 15) + 16 * high - offset(format);
+}
+
+inline double scale_at(Format format, const std::vector<std::uint8_t>& bytes, const Place& place) {
+  const double d = half_value(half_at(bytes, place.d));
+  if (!is_k(format)) return d;
+  return d * (format == Format::q6k ? static_cast<std::int8_t>(bytes[place.scale]) : bytes[place.scale]);
+}
+
+inline double minimum_at(Format format, const std::vector<std::uint8_t>& bytes, const Place& place) {
+  if (!has_minimum(format)) return 0;
+  const double m = half_value(half_at(bytes, place.m));
+  return is_k(format) ? -m * bytes[place.least] : m;
+}
+
+inline double float_at(Format format, const std::vector<std::uint8_t>& bytes, std::size_t index) {
+  if (format == Format::f16) return half_value(half_at(bytes, 2 * index));
+  if (format == Format::bf16) return bf16_value(half_at(bytes, 2 * index));
+  float value;
+  std::memcpy(&value, &bytes[4 * index], 4);
+  return value;
+}
+
+// The index among the values of a float matrix.
+inline std::size_t float_index(Format format, std::size_t cols, std::size_t row, std::size_t col) {
+  return (row / 16 * padded_cols(format, cols) + col) * 16 + row % 16;
+}
+
+inline double weight_at(Format format, const std::vector<std::uint8_t>& bytes, std::size_t cols, std::size_t row,
+                        std::size_t col) {
+  if (!is_quantised(format)) return float_at(format, bytes, float_index(format, cols, row, col));
+  const Place place = place_of(format, cols, row, col);
+  return scale_at(format, bytes, place) * integer_at(format, bytes, place) + minimum_at(format, bytes, place);
+}
+
+inline Matrix unpack(Format format, const std::vector<std::uint8_t>& bytes, std::size_t rows, std::size_t cols) {
+  Matrix matrix{rows, cols, std::vector<double>(rows * cols)};
+  for (std::size_t row = 0; row < rows; ++row)
+    for (std::size_t col = 0; col < cols; ++col) matrix.at(row, col) = weight_at(format, bytes, cols, row, col);
+  return matrix;
+}
+
+// ---- Products ----
+
+// One block of 32 activations as int8: q = round(x * 127 / max|x|), ties to even; value = scale * q. In float, operation by
+// operation, since the kernels promise these integers exactly.
+struct QuantizedBlock {
+  int q[32];
+  float scale;
+  int sum;       // of q
+  int last_sum;  // of the last 16
+};
+
+inline QuantizedBlock quantize(const float* x, std::size_t n) {
+  QuantizedBlock block{};
+  float greatest = 0;
+  for (std::size_t i = 0; i < n; ++i) greatest = std::max(greatest, std::abs(x[i]));
+  const float inverse = greatest > 0 ? 127.0f / greatest : 0.0f;
+  for (std::size_t i = 0; i < n; ++i) {
+    block.q[i] = static_cast<int>(std::nearbyint(x[i] * inverse));
+    block.sum += block.q[i];
+    if (i >= 16) block.last_sum += block.q[i];
+  }
+  block.scale = greatest / 127.0f;
+  return block;
+}
+
+// A sum and the sum of the magnitudes of its terms, which rounding errors are proportional to.
+struct Sum {
+  double value = 0, magnitude = 0;
+  void add(double term) {
+    value += term;
+    magnitude += std::abs(term);
+  }
+};
+
+// One output with int8 activations: activations share a scale in blocks of 32 columns, weights in runs of 32 or 16, and in each
+// run the integers are multiplied exactly.
+inline Sum dot_int8(Format format, const std::vector<std::uint8_t>& bytes, std::size_t cols, std::size_t row,
+                    const float* x) {
+  Sum sum;
+  for (std::size_t col = 0; col < cols; col += 32) {
+    const std::size_t n = std::min<std::size_t>(32, cols - col);
+    const QuantizedBlock block = quantize(x + col, n);
+    for (std::size_t first = 0; first < n; first += run(format)) {
+      const Place place = place_of(format, cols, row, col + first);
+      std::int64_t dot = 0;
+      for (std::size_t i = first; i < std::min(n, first + run(format)); ++i)
+        dot += block.q[i] * integer_at(format, bytes, place_of(format, cols, row, col + i));
+      sum.add(scale_at(format, bytes, place) * block.scale * static_cast<double>(dot));
+    }
+    if (has_minimum(format))
+      sum.add(minimum_at(format, bytes, place_of(format, cols, row, col)) * block.scale * block.sum);
+  }
+  return sum;
+}
+
+// One output with float activations.
+inline Sum dot_f32(Format format, const std::vector<std::uint8_t>& bytes, std::size_t cols, std::size_t row,
+                   const float* x) {
+  Sum sum;
+  for (std::size_t col = 0; col < cols; ++col) sum.add(weight_at(format, bytes, cols, row, col) * x[col]);
+  return sum;
+}
+
+// ---- The rest of a layer ----
+
+inline std::vector<double> rms_norm(const std::vector<double>& x, const std::vector<double>& weight, double eps) {
+  double squares = 0;
+  for (const double value : x) squares += value * value;
+  const double factor = 1 / std::sqrt(squares / static_cast<double>(x.size()) + eps);
+  std::vector<double> out(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) out[i] = x[i] * factor * weight[i];
+  return out;
+}
+
+inline double silu(double x) { return x / (1 + std::exp(-x)); }
+
+// Rotates dimension i of a head with dimension i + angles.size(), for each angle.
+inline void rotate(double* head, const std::vector<double>& angles, double magnitude) {
+  const std::size_t half = angles.size();
+  for (std::size_t i = 0; i < half; ++i) {
+    const double a = head[i], b = head[i + half], c = std::cos(angles[i]) * magnitude,
+                 s = std::sin(angles[i]) * magnitude;
+    head[i] = a * c - b * s;
+    head[i + half] = a * s + b * c;
+  }
+}
+
+inline std::vector<double> softmax(const std::vector<double>& scores) {
+  const double greatest = *std::max_element(scores.begin(), scores.end());
+  double total = 0;
+  std::vector<double> p(scores.size());
+  for (std::size_t i = 0; i < p.size(); ++i) total += p[i] = std::exp(scores[i] - greatest);
+  for (double& value : p) value /= total;
+  return p;
+}
+
+}  // namespace reference

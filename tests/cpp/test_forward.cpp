@@ -1,0 +1,251 @@
+// The forward pass on tiny random models of many shapes, on every instruction set, against the double-precision one.
+#include <memory>
+
+#include "base/buffer.h"
+#include "base/thread_pool.h"
+#include "check.h"
+#include "kernels/dispatch.h"
+#include "model/decoder.h"
+#include "tiny_model.h"
+
+using namespace pyinfer;
+
+namespace {
+
+const std::vector<Format> all_formats = {Format::q4,   Format::q8m, Format::f16, Format::q4m,
+                                         Format::bf16, Format::q8,  Format::f32};
+
+std::vector<tiny::Shape> shapes() {
+  std::vector<tiny::Shape> all(10);
+  all[1].n_kv_heads = 6;  // multi-head
+  all[2].n_kv_heads = 1;  // multi-query
+  all[3].tied = false, all[3].n_vocab = 97;
+  all[4].dim = 64, all[4].n_heads = 8, all[4].n_kv_heads = 4,
+  all[4].n_ff = 172;                                   // as in stories260K: 172 is no multiple of 32
+  all[5].rope_dim = 4, all[5].rope_magnitude = 1.25f;  // part of a head rotates
+  all[6].rope_dim = 0;
+  all[7].dim = 33, all[7].n_heads = 3, all[7].n_kv_heads = 3, all[7].head_dim = 10, all[7].rope_dim = 10,
+  all[7].n_ff = 17;
+  all[8].formats = all_formats, all[8].tied = false, all[8].n_layers = 3;
+  all[9].dim = 256, all[9].n_heads = 4, all[9].head_dim = 64, all[9].rope_dim = 64, all[9].n_ff = 512,
+  all[9].attention_scale = 0.125f;
+  all[9].formats = {Format::q4k, Format::q6k, Format::q5k};
+  return all;
+}
+
+constexpr Poll never{[](void*) { return false; }, nullptr};
+
+// A model with all that a step needs.
+struct Runner {
+  tiny::TemporaryFile path;
+  ModelFile file;
+  Model model;
+  ThreadPool pool;
+  Workspace workspace;
+
+  Runner(const Kernels& kernels, const tiny::Model& tiny, Activations activations, int threads = 2)
+      : path(tiny.file()),
+        file(path.path()),
+        model(file, activations),
+        pool(threads),
+        workspace(kernels, pool, model.workspace_shape(512)) {}
+
+  // The logits (n_tokens, n_vocab) of tokens from `first` on, in chunks.
+  std::vector<float> run(KvCache& cache, const std::vector<int>& tokens, std::size_t first, std::size_t chunk) {
+    std::vector<float> logits((tokens.size() - first) * model.spec.n_vocab);
+    for (std::size_t at = first; at < tokens.size(); at += chunk) {
+      std::vector<BatchRow> rows;
+      for (std::size_t i = at; i < std::min(at + chunk, tokens.size()); ++i)
+        rows.push_back({&cache, tokens[i], i, &logits[(i - first) * model.spec.n_vocab]});
+      CHECK(forward(model, workspace, rows, never));
+    }
+    return logits;
+  }
+
+  std::vector<float> run(const std::vector<int>& tokens, std::size_t chunk) {
+    KvCache cache(model.kv_shape(), tokens.size());
+    return run(cache, tokens, 0, chunk);
+  }
+};
+
+std::vector<int> random_tokens(Random& random, std::size_t n, std::uint32_t n_vocab) {
+  std::vector<int> tokens(n);
+  for (int& token : tokens) token = static_cast<int>(random.below(n_vocab));
+  return tokens;
+}
+
+// Of each position, the root of the mean squared difference of its logits over that of the expected ones; least first.
+std::vector<double> sorted_errors(const std::vector<float>& found, tiny::Reference reference,
+                                  const std::vector<int>& tokens) {
+  std::vector<double> errors;
+  std::size_t at = 0;
+  for (const int token : tokens) {
+    double error = 0, size = 0;
+    for (const double expected : reference.step(token)) {
+      error += std::pow(found[at++] - expected, 2);
+      size += expected * expected;
+    }
+    errors.push_back(std::sqrt(error / size));
+  }
+  std::sort(errors.begin(), errors.end());
+  return errors;
+}
+
+template <class Each>
+void on_every_isa(Each each) {
+  for (const Isa& isa : isas())
+    if (isa.runs_here()) each(*isa.table());
+}
+
+}  // namespace
+
+// The two passes differ by float rounding, except where that tips a number which is rounded coarsely to its neighbour: a key or
+// value to the next half (2^-11), an activation to the next integer (1/127 of the greatest of its block). A position feels the
+// tips of those before it. Integers tip rarely and take float rounding away otherwise, so that a quarter of the positions agrees
+// to a few u; with float activations halves tip here and there, each one among hundreds.
+TEST(forward, f32_activations_match_double_precision) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(1);
+    for (const tiny::Shape& shape : shapes()) {
+      const tiny::Model tiny(shape, random.bits());
+      const std::vector<int> tokens = random_tokens(random, 70, shape.n_vocab);
+      const std::vector<float> logits = Runner(kernels, tiny, Activations::f32).run(tokens, 23);
+      const std::vector<double> errors = sorted_errors(logits, {tiny, false}, tokens);
+      CHECK_NEAR(errors[errors.size() / 4], 0, 2e-5);
+      CHECK_NEAR(errors.back(), 0, 5e-4);
+    }
+  });
+}
+
+TEST(forward, int8_activations_match_exact_integers) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(2);
+    for (const tiny::Shape& shape : shapes()) {
+      const tiny::Model tiny(shape, random.bits());
+      const std::vector<int> tokens = random_tokens(random, 70, shape.n_vocab);
+      const std::vector<float> logits = Runner(kernels, tiny, Activations::int8).run(tokens, 23);
+      const std::vector<double> errors = sorted_errors(logits, {tiny, true}, tokens);
+      CHECK_NEAR(errors[errors.size() / 4], 0, 2e-6);
+      CHECK_NEAR(errors.back(), 0, 0.1);
+    }
+  });
+}
+
+TEST(forward, a_vocabulary_of_32001_rows_of_576) {
+  tiny::Shape shape;
+  shape.n_layers = 1, shape.dim = 576, shape.n_heads = 9, shape.n_kv_heads = 3, shape.head_dim = 64,
+  shape.rope_dim = 64;
+  shape.n_ff = 96, shape.n_vocab = 32001, shape.attention_scale = 0.125f, shape.formats = {Format::q8, Format::q4};
+  const tiny::Model tiny(shape, 3);
+  const std::vector<int> tokens = {0, 32000, 17};
+  on_every_isa([&](const Kernels& kernels) {
+    const std::vector<float> logits = Runner(kernels, tiny, Activations::int8).run(tokens, 3);
+    const std::vector<double> errors = sorted_errors(logits, {tiny, true}, tokens);
+    CHECK_NEAR(errors.front(), 0, 2e-6);
+    CHECK_NEAR(errors.back(), 0, 0.1);
+  });
+}
+
+TEST(forward, bits_do_not_depend_on_threads_or_chunks) {
+  on_every_isa([](const Kernels& kernels) {
+    for (const Activations activations : {Activations::int8, Activations::f32}) {
+      Random random(4);
+      tiny::Shape shape;
+      shape.formats = all_formats, shape.tied = false;
+      const tiny::Model tiny(shape, random.bits());
+      const std::vector<int> tokens = random_tokens(random, 150, shape.n_vocab);
+      const std::vector<float> expected = Runner(kernels, tiny, activations, 1).run(tokens, 1);
+      for (const int threads : {1, 2, 3, 7}) {
+        Runner runner(kernels, tiny, activations, threads);
+        for (const std::size_t chunk : {1, 7, 64, 65, 512}) CHECK(runner.run(tokens, chunk) == expected);
+      }
+    }
+  });
+}
+
+TEST(forward, bits_do_not_depend_on_the_rest_of_the_batch) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(5);
+    const tiny::Model tiny(tiny::Shape(), random.bits());
+    Runner runner(kernels, tiny, Activations::int8, 3);
+    const std::vector<std::vector<int>> sequences = {random_tokens(random, 90, 101), random_tokens(random, 3, 101),
+                                                     random_tokens(random, 67, 101)};
+    std::vector<std::unique_ptr<KvCache>> caches;
+    std::vector<std::vector<float>> logits;
+    std::vector<BatchRow> rows;
+    for (const std::vector<int>& tokens : sequences) {
+      caches.push_back(std::make_unique<KvCache>(runner.model.kv_shape(), 100));
+      logits.emplace_back(tokens.size() * 101);
+      for (std::size_t i = 0; i < tokens.size(); ++i)
+        rows.push_back({caches.back().get(), tokens[i], i, &logits.back()[i * 101]});
+    }
+    CHECK(forward(runner.model, runner.workspace, rows, never));
+    for (std::size_t s = 0; s < sequences.size(); ++s) CHECK(logits[s] == runner.run(sequences[s], 512));
+    // A step with one more token of each, which takes the way of single rows.
+    rows.clear();
+    std::vector<std::vector<float>> next(3, std::vector<float>(101));
+    for (std::size_t s = 0; s < 3; ++s) rows.push_back({caches[s].get(), 42, sequences[s].size(), next[s].data()});
+    CHECK(forward(runner.model, runner.workspace, rows, never));
+    for (std::size_t s = 0; s < 3; ++s) {
+      std::vector<int> longer = sequences[s];
+      longer.push_back(42);
+      const std::vector<float> alone = runner.run(longer, 512);
+      CHECK(std::equal(next[s].begin(), next[s].end(), alone.end() - 101));
+    }
+  });
+}
+
+// Rows that want no logits cost no head, and leave those that do as they are.
+TEST(forward, only_the_rows_that_ask_get_logits) {
+  Random random(6);
+  const tiny::Model tiny(tiny::Shape(), random.bits());
+  Runner runner(active_kernels(), tiny, Activations::int8);
+  const std::vector<int> tokens = random_tokens(random, 40, 101);
+  const std::vector<float> all = runner.run(tokens, 512);
+  KvCache cache(runner.model.kv_shape(), 40);
+  std::vector<float> some(40 * 101, -1.0f);
+  std::vector<BatchRow> rows;
+  for (std::size_t i = 0; i < 40; ++i) rows.push_back({&cache, tokens[i], i, i % 7 == 3 ? &some[i * 101] : nullptr});
+  CHECK(forward(runner.model, runner.workspace, rows, never));
+  for (std::size_t i = 0; i < some.size(); ++i) CHECK_EQUAL(some[i], i / 101 % 7 == 3 ? all[i] : -1.0f);
+}
+
+TEST(forward, a_cancelled_pass_can_be_repeated) {
+  Random random(7);
+  const tiny::Model tiny(tiny::Shape(), random.bits());
+  Runner runner(active_kernels(), tiny, Activations::int8);
+  const std::vector<int> tokens = random_tokens(random, 80, 101);
+  const std::vector<float> expected = runner.run(tokens, 512);
+  KvCache cache(runner.model.kv_shape(), 80);
+  runner.run(cache, std::vector<int>(tokens.begin(), tokens.begin() + 50), 0, 512);
+  std::vector<float> unused(101);
+  std::vector<BatchRow> rows;
+  for (std::size_t i = 50; i < 80; ++i) rows.push_back({&cache, 0, i, unused.data()});
+  int asked = 0;
+  const Poll second{[](void* n) { return ++*static_cast<int*>(n) == 2; }, &asked};
+  CHECK(!forward(runner.model, runner.workspace, rows, second));
+  CHECK_EQUAL(asked, 2);
+  const std::vector<float> rest = runner.run(cache, tokens, 50, 512);
+  CHECK(std::equal(rest.begin(), rest.end(), expected.begin() + 50 * 101));
+}
+
+// Weights that are NaN must show in the logits, not turn into some number on the way.
+TEST(forward, nan_reaches_the_logits) {
+  on_every_isa([](const Kernels& kernels) {
+    for (const std::uint32_t role : {tiny::attn_norm, tiny::ffn_norm, tiny::final_norm, tiny::q, tiny::k, tiny::v,
+                                     tiny::o, tiny::gate, tiny::up, tiny::down}) {
+      tiny::Model tiny(tiny::Shape(), 8);
+      for (tiny::Tensor& tensor : tiny.tensors) {
+        const std::uint16_t half = 0x7e00;
+        const float whole = NAN;
+        if (tensor.role != role) continue;
+        if (tensor.format == Format::vector) std::memcpy(tensor.bytes.data(), &whole, 4);
+        if (tensor.format != Format::vector) std::memcpy(tensor.bytes.data(), &half, 2);  // the scale of a block
+      }
+      const std::vector<float> logits = Runner(kernels, tiny, Activations::int8).run({1, 2, 3}, 3);
+      const bool any = std::any_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x); });
+      check::report(any, __FILE__, __LINE__,
+                    std::string(kernels.isa) + ": NaN in role " + std::to_string(role) + " vanishes");
+    }
+  });
+}

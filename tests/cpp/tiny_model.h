@@ -1,0 +1,306 @@
+// Small random models, written to model.bin by docs/model-file.md alone, and their forward pass in double precision.
+#pragma once
+
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "packed.h"
+#include "random.h"
+#include "reference.h"
+
+namespace tiny {
+
+using pyinfer::Format;
+
+inline std::uint32_t crc32(const std::uint8_t* bytes, std::size_t n, std::uint32_t crc = 0) {
+  crc = ~crc;
+  for (std::size_t i = 0; i < n; ++i) {
+    crc ^= bytes[i];
+    for (int bit = 0; bit < 8; ++bit) crc = crc & 1 ? crc >> 1 ^ 0xEDB88320u : crc >> 1;
+  }
+  return ~crc;
+}
+
+// A file that is removed at the end of the test.
+class TemporaryFile {
+ public:
+  TemporaryFile() {
+    static int n = 0;
+    const std::string name = "pyinfer-test-" + std::to_string(::getpid()) + "-" + std::to_string(n++);
+    path_ = (std::filesystem::temp_directory_path() / name).string();
+  }
+  explicit TemporaryFile(const std::vector<std::uint8_t>& bytes) : TemporaryFile() { write(bytes); }
+  ~TemporaryFile() { std::filesystem::remove(path_); }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  void write(const std::vector<std::uint8_t>& bytes) const {
+    std::ofstream file(path_, std::ios::binary);
+    file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  }
+
+ private:
+  std::string path_;
+};
+
+struct Shape {
+  std::uint32_t n_layers = 2, dim = 48, n_heads = 6, n_kv_heads = 2, head_dim = 8, n_ff = 80, n_vocab = 101;
+  std::uint32_t context = 512, rope_dim = 8;
+  float norm_eps = 1e-5f, rope_magnitude = 1.0f, attention_scale = 0.35f;
+  bool tied = true;
+  std::vector<Format> formats = {Format::q4};  // matrices take them in turn
+};
+
+struct Tensor {
+  std::uint32_t role, layer;
+  Format format;
+  std::size_t rows, cols;
+  std::vector<std::uint8_t> bytes;
+
+  std::vector<double> row(std::size_t index) const {
+    std::vector<double> values(cols);
+    for (std::size_t col = 0; col < cols; ++col) {
+      values[col] = format == Format::vector ? reference::float_at(Format::f32, bytes, col)
+                                             : reference::weight_at(format, bytes, cols, index, col);
+    }
+    return values;
+  }
+};
+
+// Roles by their numbers in the page.
+enum Role : std::uint32_t {
+  embedding,
+  final_norm,
+  head,
+  rope_freqs,
+  attn_norm = 16,
+  q,
+  k,
+  v,
+  o,
+  ffn_norm,
+  gate,
+  up,
+  down
+};
+inline constexpr std::uint32_t no_layer = 0xFFFFFFFFu;
+
+class Model {
+ public:
+  Model(const Shape& wanted, std::uint64_t seed) : shape(wanted), random_(seed) {
+    const std::size_t dim = shape.dim, q_width = std::size_t{shape.n_heads} * shape.head_dim;
+    const std::size_t kv_width = std::size_t{shape.n_kv_heads} * shape.head_dim;
+    add_matrix(embedding, no_layer, shape.n_vocab, dim);
+    for (std::uint32_t layer = 0; layer < shape.n_layers; ++layer) {
+      add_vector(attn_norm, layer, random_norm(dim));
+      add_matrix(q, layer, q_width, dim);
+      add_matrix(k, layer, kv_width, dim);
+      add_matrix(v, layer, kv_width, dim);
+      add_matrix(o, layer, dim, q_width);
+      add_vector(ffn_norm, layer, random_norm(dim));
+      add_matrix(gate, layer, shape.n_ff, dim);
+      add_matrix(up, layer, shape.n_ff, dim);
+      add_matrix(down, layer, dim, shape.n_ff);
+    }
+    add_vector(final_norm, no_layer, random_norm(dim));
+    if (shape.rope_dim > 0) add_vector(rope_freqs, no_layer, frequencies());
+    if (!shape.tied) add_matrix(head, no_layer, shape.n_vocab, dim);
+  }
+
+  const Tensor& tensor(std::uint32_t role, std::uint32_t layer) const {
+    for (const Tensor& one : tensors)
+      if (one.role == role && one.layer == layer) return one;
+    throw std::runtime_error("no such tensor");
+  }
+
+  // The whole file.
+  std::vector<std::uint8_t> file(const std::string& metadata = "{}", const std::string& tokenizer = "tok") const;
+
+  Shape shape;
+  std::vector<Tensor> tensors;
+
+ private:
+  std::vector<float> random_norm(std::size_t n) {
+    std::vector<float> values = random_.normals(n, 0.2);
+    for (float& value : values) value += 1.0f;
+    return values;
+  }
+
+  std::vector<float> frequencies() const {
+    std::vector<float> values;
+    for (std::uint32_t i = 0; i < shape.rope_dim / 2; ++i)
+      values.push_back(static_cast<float>(std::pow(10000.0, -2.0 * i / shape.rope_dim)));
+    return values;
+  }
+
+  void add_vector(std::uint32_t role, std::uint32_t layer, const std::vector<float>& values) {
+    std::vector<std::uint8_t> bytes(4 * values.size());
+    std::memcpy(bytes.data(), values.data(), bytes.size());
+    tensors.push_back({role, layer, Format::vector, 1, values.size(), bytes});
+  }
+
+  void add_matrix(std::uint32_t role, std::uint32_t layer, std::size_t rows, std::size_t cols) {
+    const Format format = shape.formats[n_matrices_++ % shape.formats.size()];
+    const double size = 1 / std::sqrt(static_cast<double>(cols));  // activations keep their size
+    tensors.push_back({role, layer, format, rows, cols, RandomMatrix(random_, format, rows, cols, size).bytes});
+  }
+
+  Random random_;
+  std::size_t n_matrices_ = 0;
+};
+
+// ---- The file, field by field as the page lists them ----
+
+template <class T>
+void put(std::vector<std::uint8_t>& bytes, std::size_t offset, T value) {
+  std::memcpy(&bytes[offset], &value, sizeof value);
+}
+
+// Makes the checksum of header, specification and table right again after a change.
+inline void seal(std::vector<std::uint8_t>& bytes) {
+  std::uint64_t table_bytes;
+  std::memcpy(&table_bytes, &bytes[48], 8);
+  const std::uint64_t rest = std::min<std::uint64_t>(128 + table_bytes, bytes.size() - 128);
+  put(bytes, 124, crc32(&bytes[128], rest, crc32(bytes.data(), 124)));
+}
+
+inline std::vector<std::uint8_t> Model::file(const std::string& metadata, const std::string& tokenizer) const {
+  const std::size_t table_bytes = 64 * tensors.size(), metadata_at = 256 + table_bytes,
+                    tokenizer_at = metadata_at + metadata.size();
+  const std::size_t weights_at = reference::padded(tokenizer_at + tokenizer.size(), 4096);
+  std::vector<std::uint8_t> bytes(weights_at);
+  std::copy(metadata.begin(), metadata.end(), &bytes[metadata_at]);
+  std::copy(tokenizer.begin(), tokenizer.end(), &bytes[tokenizer_at]);
+
+  const std::uint32_t words[] = {
+      1,          shape.n_layers, shape.dim,     shape.n_heads, shape.n_kv_heads, shape.head_dim,
+      shape.n_ff, shape.n_vocab,  shape.context, shape.rope_dim};
+  std::memcpy(&bytes[128], words, sizeof words);
+  const float floats[] = {shape.norm_eps, shape.rope_magnitude, shape.attention_scale};
+  std::memcpy(&bytes[168], floats, sizeof floats);
+  put<std::uint32_t>(bytes, 180, shape.tied);
+
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const Tensor& tensor = tensors[i];
+    bytes.resize(reference::padded(bytes.size(), 64));
+    const std::uint32_t head_words[] = {tensor.role, tensor.layer, static_cast<std::uint32_t>(tensor.format), 0};
+    const std::uint64_t sizes[] = {tensor.rows, tensor.cols, bytes.size(), tensor.bytes.size()};
+    std::memcpy(&bytes[256 + 64 * i], head_words, 16);
+    std::memcpy(&bytes[256 + 64 * i + 16], sizes, 32);
+    put(bytes, 256 + 64 * i + 48, crc32(tensor.bytes.data(), tensor.bytes.size()));
+    bytes.insert(bytes.end(), tensor.bytes.begin(), tensor.bytes.end());
+  }
+
+  std::memcpy(bytes.data(), "PYINFER", 8);
+  put<std::uint32_t>(bytes, 8, 1);
+  put<std::uint32_t>(bytes, 12, 128);
+  const std::uint64_t header[] = {bytes.size(),
+                                  128,
+                                  128,
+                                  256,
+                                  table_bytes,
+                                  metadata_at,
+                                  metadata.size(),
+                                  tokenizer_at,
+                                  tokenizer.size(),
+                                  weights_at,
+                                  bytes.size() - weights_at};
+  std::memcpy(&bytes[16], header, sizeof header);
+  put(bytes, 104, crc32(&bytes[metadata_at], metadata.size()));
+  put(bytes, 108, crc32(&bytes[tokenizer_at], tokenizer.size()));
+  seal(bytes);
+  return bytes;
+}
+
+// ---- The forward pass ----
+
+// Tokens of one sequence through the model, position by position; keeps keys and values as the halves that the cache holds.
+class Reference {
+ public:
+  Reference(const Model& model, bool int8)
+      : model_(model), int8_(int8), keys_(model.shape.n_layers), values_(model.shape.n_layers) {}
+
+  // The logits (n_vocab) after one more token.
+  std::vector<double> step(int token) {
+    const Shape& s = model_.shape;
+    std::vector<double> x = model_.tensor(embedding, no_layer).row(static_cast<std::size_t>(token));
+    for (std::uint32_t layer = 0; layer < s.n_layers; ++layer) {
+      add(x, multiply(model_.tensor(o, layer), attend(layer, norm(x, attn_norm, layer))));
+      const std::vector<double> h = norm(x, ffn_norm, layer);
+      std::vector<double> hidden = multiply(model_.tensor(gate, layer), h);
+      const std::vector<double> ups = multiply(model_.tensor(up, layer), h);
+      for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i] = reference::silu(hidden[i]) * ups[i];
+      add(x, multiply(model_.tensor(down, layer), hidden));
+    }
+    ++position_;
+    return multiply(model_.tensor(s.tied ? embedding : head, no_layer), norm(x, final_norm, no_layer));
+  }
+
+ private:
+  using Values = std::vector<double>;
+
+  static void add(Values& x, const Values& y) {
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] += y[i];
+  }
+
+  Values norm(const Values& x, std::uint32_t role, std::uint32_t layer) const {
+    return reference::rms_norm(x, model_.tensor(role, layer).row(0), model_.shape.norm_eps);
+  }
+
+  Values multiply(const Tensor& weights, const Values& x) const {
+    const std::vector<float> narrow(x.begin(), x.end());
+    Values out(weights.rows);
+    for (std::size_t row = 0; row < weights.rows; ++row) {
+      if (int8_ && reference::is_quantised(weights.format)) {
+        out[row] = reference::dot_int8(weights.format, weights.bytes, weights.cols, row, narrow.data()).value;
+      } else {
+        for (std::size_t col = 0; col < weights.cols; ++col)
+          out[row] += reference::weight_at(weights.format, weights.bytes, weights.cols, row, col) * x[col];
+      }
+    }
+    return out;
+  }
+
+  Values attend(std::uint32_t layer, const Values& x) {
+    const Shape& s = model_.shape;
+    Values qs = multiply(model_.tensor(q, layer), x), ks = multiply(model_.tensor(k, layer), x);
+    Values vs = multiply(model_.tensor(v, layer), x);
+    Values angles;
+    for (std::uint32_t i = 0; i < s.rope_dim / 2; ++i)
+      angles.push_back(position_ * model_.tensor(rope_freqs, no_layer).row(0)[i]);
+    for (std::uint32_t h = 0; h < s.n_heads; ++h) reference::rotate(&qs[h * s.head_dim], angles, s.rope_magnitude);
+    for (std::uint32_t h = 0; h < s.n_kv_heads; ++h) reference::rotate(&ks[h * s.head_dim], angles, s.rope_magnitude);
+    for (Values* stored : {&ks, &vs})
+      for (double& value : *stored) value = reference::half_value(reference::nearest_half(value));
+    keys_[layer].push_back(ks);
+    values_[layer].push_back(vs);
+    Values out(qs.size());
+    for (std::uint32_t h = 0; h < s.n_heads; ++h) attend_head(layer, h, qs, out);
+    return out;
+  }
+
+  void attend_head(std::uint32_t layer, std::uint32_t h, const Values& qs, Values& out) const {
+    const Shape& s = model_.shape;
+    const std::size_t at = std::size_t{h} * s.head_dim,
+                      kv_at = std::size_t{h / (s.n_heads / s.n_kv_heads)} * s.head_dim;
+    Values scores;
+    for (const Values& key : keys_[layer]) {
+      scores.push_back(0);
+      for (std::size_t d = 0; d < s.head_dim; ++d) scores.back() += qs[at + d] * key[kv_at + d] * s.attention_scale;
+    }
+    const Values p = reference::softmax(scores);
+    for (std::size_t position = 0; position < p.size(); ++position)
+      for (std::size_t d = 0; d < s.head_dim; ++d) out[at + d] += p[position] * values_[layer][position][kv_at + d];
+  }
+
+  const Model& model_;
+  bool int8_;
+  double position_ = 0;
+  std::vector<std::vector<Values>> keys_, values_;  // (layer, position, n_kv_heads * head_dim)
+};
+
+}  // namespace tiny

@@ -1,0 +1,239 @@
+"""`pyinfer run`: where the prompt comes from, the template, the options, Ctrl-C, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import gguf_writer
+import pyinfer
+from pyinfer import convert
+
+STORIES = Path(__file__).parents[2] / "data" / "stories260K.bin"
+BEGINNING = "a time, there was a little girl named Lily. She loved to play outside in the park."
+RAW = ("--raw", "--greedy", "-t", "1", "-n", "24")
+
+
+def test_a_prompt_is_answered_as_the_api_answers_it(
+    run, stories_model_bin: Path, stories: pyinfer.Model
+) -> None:
+    done = run("run", stories_model_bin, "Once upon", *RAW)
+    expected = stories.generate("Once upon", max_tokens=24, temperature=0).text
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n", "")
+    assert expected.strip().startswith("a time, there was a little girl named Lily")
+
+
+def test_a_source_is_converted_once_into_the_cache(run, own_cache: Path) -> None:
+    first = run("run", STORIES, "Once upon", *RAW)
+    made = [path.stat().st_mtime_ns for path in (own_cache / "models").glob("*.bin")]
+    assert run("run", STORIES, "Once upon", *RAW).stdout == first.stdout
+    assert [path.stat().st_mtime_ns for path in (own_cache / "models").glob("*.bin")] == made
+    assert len(made) == 1
+
+
+def test_no_cache_leaves_nothing(run, own_cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    done = run("run", STORIES, "Once upon", *RAW, "--no-cache", TMPDIR=str(tmp_path / "tmp"))
+    assert done.returncode == 0, done.stderr
+    assert not own_cache.exists()
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_pipe_is_a_prompt_and_follows_the_argument(
+    run, stories_model_bin: Path, stories: pyinfer.Model
+) -> None:
+    piped = run("run", stories_model_bin, *RAW, stdin="Once upon")
+    assert piped.stdout == run("run", stories_model_bin, "Once upon", *RAW).stdout
+    both = run("run", stories_model_bin, "Once upon", *RAW, stdin="a time")
+    assert both.stdout == stories.generate("Once upon\n\na time", max_tokens=24, temperature=0).text + "\n"
+
+
+def test_the_template_is_used_unless_raw(run, tiny_model_bin: Path, tiny_chat: pyinfer.Model) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "the"}]
+    told = run("run", tiny_model_bin, "the", "--system", "Be brief.", "--greedy", "-n", 8)
+    assert told.stdout.rstrip("\n") == tiny_chat.chat(messages, max_tokens=8, temperature=0).text.rstrip("\n")
+    raw = run("run", tiny_model_bin, "the", "--raw", "--greedy", "-n", 8)
+    assert raw.stdout.rstrip("\n") == tiny_chat.generate("the", max_tokens=8, temperature=0).text.rstrip("\n")
+
+
+@pytest.mark.parametrize(("model", "options"), [("stories_model_bin", ()), ("tiny_model_bin", ("--raw",))])
+def test_system_needs_a_template(
+    run, model: str, options: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    done = run("run", request.getfixturevalue(model), "x", "--system", "y", *options)
+    assert done.returncode == 1
+    assert done.stderr.startswith("pyinfer: --system needs a chat template")
+
+
+def test_the_sampling_options_reach_the_sampler(run, stories_model_bin: Path, stories: pyinfer.Model) -> None:
+    params = pyinfer.SamplingParams(
+        temperature=1.5, top_k=20, top_p=0.9, min_p=0.01, typical_p=0.95, repetition_penalty=1.1,
+        presence_penalty=0.2, frequency_penalty=0.1, penalty_window=32, logit_bias={403: -5.0, 410: 1.0}, seed=7,
+    )  # fmt: skip
+    options = (
+        "--temp 1.5 --top-k 20 --top-p 0.9 --min-p 0.01 --typical-p 0.95 --repeat-penalty 1.1 --presence-penalty 0.2 "
+        "--frequency-penalty 0.1 --penalty-window 32 --logit-bias 403=-5 --logit-bias 410=1 --seed 7"
+    )
+    done = run("run", stories_model_bin, "Once", "--raw", "-t", 1, "-n", 40, *options.split())
+    assert done.stdout.rstrip("\n") == stories.generate("Once", params=params, max_tokens=40).text.rstrip(
+        "\n"
+    )
+
+
+def test_stop_ends_the_answer_before_it(run, stories_model_bin: Path) -> None:
+    done = run("run", stories_model_bin, "Once upon", "--raw", "--greedy", "-n", 60, "--stop", "Lily")
+    assert done.stdout.rstrip().endswith("a little girl named")
+
+
+def test_stats_are_on_standard_error(run, stories_model_bin: Path) -> None:
+    done = run("run", stories_model_bin, "Once upon", *RAW, "--stats")
+    assert re.search(r"prefill +\d+ tokens +[\d.]+ tokens/s", done.stderr)
+    assert re.search(r"decode +24 tokens +[\d.]+ tokens/s", done.stderr)
+    assert re.search(r"first token +[\d.]+ s", done.stderr)
+    assert re.search(r"peak memory +[\d.]+ MiB", done.stderr)
+    assert "tokens/s" not in done.stdout
+
+
+def test_a_full_context_is_said(run, stories_model_bin: Path) -> None:
+    done = run("run", stories_model_bin, "Once upon", "--raw", "--greedy", "--ctx", 16)
+    assert done.returncode == 0
+    assert done.stderr == "pyinfer: the answer was cut off, the context of 16 tokens is full; see --ctx\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--temp", "nan"), "temperature"),
+        (("--temp", "-1"), "temperature"),
+        (("--top-p", "2"), "top_p"),
+        (("--top-k", "-3"), "top_k"),
+        (("--repeat-penalty", "0"), "repetition_penalty"),
+        (("--seed", "-1"), "seed"),
+        (("--logit-bias", "100000=1"), "logit_bias"),
+        (("--greedy", "--temp", "0.5"), "--greedy"),
+        (("--ctx", "100000"), "context"),
+        (("--ctx", "4"), "context holds 4"),
+        (("--stop", ""), "stop"),
+    ],
+)
+def test_what_cannot_be_honoured_is_one_line(
+    options: tuple[str, ...], words: str, run, stories_model_bin: Path
+) -> None:
+    done = run("run", stories_model_bin, "Once upon a time there was", "--raw", "-n", 4, *options)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("pyinfer: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_prompt_at_all_is_one_line(run, stories_model_bin: Path) -> None:
+    done = run("run", stories_model_bin)
+    assert done.returncode == 1
+    assert done.stderr.startswith("pyinfer: the prompt is empty")
+
+
+def test_a_pipe_that_is_not_utf8_is_one_line(run, stories_model_bin: Path) -> None:
+    done = run("run", stories_model_bin, stdin=b"caf\xe9")
+    assert done.returncode == 1
+    assert done.stderr == "pyinfer: standard input: expected UTF-8 text, found byte 0xe9 at 3\n"
+
+
+def test_activations_are_chosen_by_option_and_variable(run, stories_model_bin: Path) -> None:
+    by_option = run("run", stories_model_bin, "Once upon", *RAW, "--activations", "f32")
+    by_variable = run("run", stories_model_bin, "Once upon", *RAW, PYINFER_ACTIVATIONS="f32")
+    assert by_option.stdout == by_variable.stdout
+    wrong = run("run", stories_model_bin, "Once upon", *RAW, PYINFER_ACTIVATIONS="f64")
+    assert (wrong.returncode, wrong.stderr) == (
+        1,
+        "pyinfer: PYINFER_ACTIVATIONS: expected int8 or f32, found 'f64'\n",
+    )
+
+
+def _started(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-u", "-m", "pyinfer", *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """A command whose answer goes on for tens of thousands of tokens."""
+    folder = tmp_path_factory.mktemp("endless")
+    shape = gguf_writer.TinyLlama(n_vocab=300, context=1 << 16)
+    convert.convert(gguf_writer.write_llama(folder / "m.gguf", shape, tokenizer="spm"), folder / "m.bin")
+    return [
+        "run",
+        folder / "m.bin",
+        "a",
+        "--raw",
+        "-t",
+        1,
+        "--ctx",
+        1 << 16,
+        "--seed",
+        1,
+        "--logit-bias",
+        "2=-inf",
+    ]
+
+
+@pytest.mark.parametrize(("signal_", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_it_at_once_without_a_word(signal_: int, code: int, endless: list[object]) -> None:
+    process = _started(*endless)
+    assert process.stdout is not None
+    assert process.stdout.read(1), "the first piece is there before the answer is finished"
+    process.send_signal(signal_)
+    start = time.perf_counter()
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (code, b"")
+    assert time.perf_counter() - start < 2
+
+
+def test_a_reader_that_goes_away_is_quiet(endless: list[object]) -> None:
+    process = _started(*endless)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait(timeout=30) == 141
+
+
+def test_a_model_without_words_does_not_obey_the_terminal() -> None:
+    from pyinfer.cli.answer import _CONTROLS
+
+    assert "a\x1b[31m\x9b\r\b\x7f\n\tb".translate(_CONTROLS) == "a\ufffd[31m\ufffd\ufffd\ufffd\ufffd\n\tb"
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "folder", "mislabelled", "cut", "fifo", "unreadable cache"]
+)
+def test_bad_models_are_one_line(
+    kind: str, run, tmp_path: Path, stories_model_bin: Path, own_cache: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    if kind == "empty":
+        path.touch()
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "mislabelled":
+        path.write_text("This is a text, whatever its name says.")
+    elif kind == "cut":
+        path.write_bytes(stories_model_bin.read_bytes()[:-1])
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "unreadable cache":
+        own_cache.write_text("in the way")
+        path = STORIES
+    done = run("run", path, "x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("pyinfer: ")
+    assert str(own_cache if kind == "unreadable cache" else path) in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,235 @@
+"""The LLaMA forward pass in float64 over dequantised weights, as the paper has it. Knows nothing of pyinfer.
+
+y = x / sqrt(mean(x^2) + eps) * g; q, k rotate in interleaved pairs (2i, 2i + 1) as GGUF stores them; attention is
+softmax(q k^T / sqrt(head_dim)) v with n_heads / n_kv_heads query heads a key head; the feed-forward layer is
+down(silu(gate(x)) * up(x)). `Rounding` adds the two approximations that the engine makes on purpose, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .gguf import Gguf, Tensor
+from .model_bin import ModelBin, Record
+
+Doubles = NDArray[np.float64]
+FLOAT32_ROUNDING = 2.0**-24
+QUERIES = 256  # rows of attention scores held at once
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What is rounded on the way; by default nothing."""
+
+    int8_activations: bool = False  # inputs of linear layers whose weights are integers: int8 in blocks of 32
+    f16_cache: bool = False  # keys (after rotation) and values as IEEE halves
+    float32_noise: int | None = None  # seed: every linear output off by up to what float32 sums may err
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The numbers of one model."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    rope_dim: int
+    norm_eps: float
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model: its numbers, radians a position of each rotating pair, and float32 tensors by their GGUF name."""
+
+    spec: Spec
+    frequencies: Doubles  # (rope_dim / 2,)
+    tensor: Callable[[str], NDArray[np.float32]]  # name without ".weight" -> (rows, cols) or (cols,)
+    is_quantized: Callable[[str], bool]  # whether that tensor is stored as integers with scales
+
+
+def from_gguf(file: Gguf) -> Weights:
+    """The model of a GGUF file, with GGUF's defaults for absent keys."""
+    kv = file.kv
+    n_heads = kv["llama.attention.head_count"]
+    head_dim = kv.get("llama.attention.key_length", kv["llama.embedding_length"] // n_heads)
+    spec = Spec(
+        n_layers=kv["llama.block_count"],
+        n_heads=n_heads,
+        n_kv_heads=kv.get("llama.attention.head_count_kv", n_heads),
+        head_dim=head_dim,
+        rope_dim=kv.get("llama.rope.dimension_count", head_dim),
+        norm_eps=kv["llama.attention.layer_norm_rms_epsilon"],
+    )
+    tied = "output.weight" not in file.tensors
+
+    def stored(name: str) -> Tensor:
+        return file.tensors[("token_embd" if tied and name == "output" else name) + ".weight"]
+
+    return Weights(
+        spec,
+        _gguf_frequencies(file, spec),
+        lambda name: stored(name).values(),
+        lambda name: stored(name).kind not in ("F32", "F16", "BF16"),
+    )
+
+
+def _gguf_frequencies(file: Gguf, spec: Spec) -> Doubles:
+    theta = file.kv.get("llama.rope.freq_base", 10000.0)
+    base = theta ** (-np.arange(0, spec.rope_dim, 2, dtype=np.float64) / spec.rope_dim)
+    divisor = file.tensors.get("rope_freqs.weight")
+    return base if divisor is None else base / divisor.values().astype(np.float64)
+
+
+_ROLES = {
+    "token_embd": "embedding", "output_norm": "final_norm", "output": "head",
+    "attn_norm": "attn_norm", "attn_q": "q", "attn_k": "k", "attn_v": "v", "attn_output": "o",
+    "ffn_norm": "ffn_norm", "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down",
+}  # fmt: skip
+
+
+def from_model_bin(file: ModelBin) -> Weights:
+    """The model of a model.bin: q and k rows go back from half-split to interleaved order."""
+    s = file.spec
+    spec = Spec(
+        *(int(s[n]) for n in ("n_layers", "n_heads", "n_kv_heads", "head_dim", "rope_dim")), s["norm_eps"]
+    )
+    tied = bool(int(s["flags"]) & 1)
+
+    def stored(name: str) -> Record:
+        block, _, rest = name.rpartition(".")
+        role = "embedding" if tied and name == "output" else _ROLES[rest]
+        return file.tensor(role, int(block.removeprefix("blk.")) if block else -1)
+
+    def tensor(name: str) -> NDArray[np.float32]:
+        record = stored(name)
+        values = record.values()
+        return _interleaved(values, spec) if record.role in ("q", "k") else values.squeeze()
+
+    frequencies = file.tensor("rope_freqs").values()[0] if spec.rope_dim else np.empty(0)
+    return Weights(
+        spec, frequencies.astype(np.float64), tensor, lambda name: stored(name).format.startswith("q")
+    )
+
+
+def _interleaved(rows: NDArray[np.float32], spec: Spec) -> NDArray[np.float32]:
+    heads = rows.reshape(-1, spec.head_dim, rows.shape[1]).copy()
+    even, odd = heads[:, : spec.rope_dim // 2].copy(), heads[:, spec.rope_dim // 2 : spec.rope_dim].copy()
+    heads[:, 0 : spec.rope_dim : 2], heads[:, 1 : spec.rope_dim : 2] = even, odd
+    return heads.reshape(rows.shape)
+
+
+def quantized(x: Doubles) -> Doubles:
+    """`x` (n, cols) as int8 in blocks of 32 columns represents it: scale = max|x| / 127, nearest even."""
+    n, cols = x.shape
+    blocks = np.pad(x, ((0, 0), (0, -cols % 32))).reshape(n, -1, 32)
+    scale = (np.abs(blocks).max(axis=2, keepdims=True) / 127.0).astype(np.float32).astype(np.float64)
+    integers = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
+    return (integers * scale).reshape(n, -1)[:, :cols]
+
+
+class _Machine:
+    """Linear layers and cache of one model as a given rounding computes them."""
+
+    def __init__(self, weights: Weights, rounding: Rounding) -> None:
+        self.weights, self.rounding = weights, rounding
+        self.noise = np.random.default_rng(rounding.float32_noise)
+
+    def values(self, name: str) -> Doubles:
+        return self.weights.tensor(name).astype(np.float64)
+
+    def linear(self, x: Doubles, *names: str) -> list[Doubles]:
+        """Returns x W^T for each named W (rows, cols)."""
+        rounded = quantized(x) if self.rounding.int8_activations else x
+        return [
+            self._product(rounded if self.weights.is_quantized(name) else x, self.values(name))
+            for name in names
+        ]
+
+    def _product(self, a: Doubles, w: Doubles) -> Doubles:
+        y: Doubles = a @ w.T
+        if self.rounding.float32_noise is None:
+            return y
+        bound = w.shape[1] * FLOAT32_ROUNDING * (np.abs(a) @ np.abs(w).T)  # of any order of summation
+        return y + bound * self.noise.uniform(-1, 1, y.shape)
+
+    def cached(self, x: Doubles) -> Doubles:
+        return x.astype(np.float16).astype(np.float64) if self.rounding.f16_cache else x
+
+
+def _norm(x: Doubles, gain: Doubles, eps: float) -> Doubles:
+    out: Doubles = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * gain
+    return out
+
+
+def _rotated(x: Doubles, angles: Doubles) -> Doubles:
+    """`x` (n, heads, head_dim), its first 2 * pairs dimensions rotated in pairs (2i, 2i + 1) by `angles` (n, pairs)."""
+    n_rotating = 2 * angles.shape[1]
+    cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+    even, odd = x[..., 0:n_rotating:2], x[..., 1:n_rotating:2]
+    out = x.copy()
+    out[..., 0:n_rotating:2] = even * cos - odd * sin
+    out[..., 1:n_rotating:2] = even * sin + odd * cos
+    return out
+
+
+def _attend(q: Doubles, k: Doubles, v: Doubles) -> Doubles:
+    """Causal attention: q (n, heads, d), k and v (n, kv_heads, d) -> (n, heads * d)."""
+    n, n_heads, head_dim = q.shape
+    group = n_heads // k.shape[1]
+    out = np.empty_like(q)
+    for head in range(n_heads):
+        keys, values = k[:, head // group], v[:, head // group]
+        for first in range(0, n, QUERIES):
+            last = min(first + QUERIES, n)
+            scores = q[first:last, head] @ keys[:last].T / np.sqrt(head_dim)
+            scores[np.arange(last)[None, :] > np.arange(first, last)[:, None]] = -np.inf
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            out[first:last, head] = weights @ values[:last] / weights.sum(axis=1, keepdims=True)
+    return out.reshape(n, n_heads * head_dim)
+
+
+def _attention(machine: _Machine, prefix: str, x: Doubles, angles: Doubles) -> Doubles:
+    head_dim = machine.weights.spec.head_dim
+    projections = machine.linear(x, *(f"{prefix}attn_{name}" for name in "qkv"))
+    q, k, v = (y.reshape(len(x), -1, head_dim) for y in projections)
+    mixed = _attend(_rotated(q, angles), machine.cached(_rotated(k, angles)), machine.cached(v))
+    return machine.linear(mixed, f"{prefix}attn_output")[0]
+
+
+def _feed_forward(machine: _Machine, prefix: str, x: Doubles) -> Doubles:
+    gate, up = machine.linear(x, f"{prefix}ffn_gate", f"{prefix}ffn_up")
+    return machine.linear(gate / (1.0 + np.exp(-gate)) * up, f"{prefix}ffn_down")[0]
+
+
+def logits(weights: Weights, tokens: list[int], rounding: Rounding | None = None) -> Doubles:
+    """Logits after each token, shape (n_tokens, n_vocab)."""
+    machine, spec = _Machine(weights, rounding or Rounding()), weights.spec
+    angles = np.arange(len(tokens))[:, None] * weights.frequencies[None, :]
+    x = weights.tensor("token_embd")[tokens].astype(np.float64)
+    for layer in range(spec.n_layers):
+        prefix = f"blk.{layer}."
+        x = x + _attention(
+            machine, prefix, _norm(x, machine.values(prefix + "attn_norm"), spec.norm_eps), angles
+        )
+        x = x + _feed_forward(machine, prefix, _norm(x, machine.values(prefix + "ffn_norm"), spec.norm_eps))
+    return machine.linear(_norm(x, machine.values("output_norm"), spec.norm_eps), "output")[0]
+
+
+def log_softmax(x: Doubles) -> Doubles:
+    """Natural logarithms of the probabilities, over the last axis."""
+    shifted = x - x.max(axis=-1, keepdims=True)
+    out: Doubles = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return out
+
+
+def kl(p_logits: Doubles, q_logits: NDArray[Any]) -> Doubles:
+    """KL(p || q) of each row in nats, in float64; shape (n,)."""
+    p, q = log_softmax(p_logits), log_softmax(q_logits.astype(np.float64))
+    out: Doubles = (np.exp(p) * (p - q)).sum(axis=-1)
+    return out

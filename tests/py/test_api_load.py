@@ -1,0 +1,227 @@
+"""Opening models: names, limits, memory, the environment, and what an import costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pyinfer
+from pyinfer import Model, hub, load, memory
+from pyinfer.errors import MemoryLimitError, ModelFileError, PyinferError, RequestError
+
+FIGURES = r"needs [\d.,]+ MiB of memory, but only [\d.,]+ MiB are free$"
+
+
+def test_what_a_model_says_of_itself(stories: Model, stories_model_bin: Path) -> None:
+    assert stories.path == stories_model_bin
+    assert (stories.name, stories.n_vocab, stories.context, stories.threads) == ("stories260K", 512, 512, 1)
+    assert stories.spec["n_layers"] == 5
+    assert stories.metadata.source.kind == "llama2c"
+    assert stories.isa in repr(stories) and "stories260K" in repr(stories)
+    assert stories.activations in ("int8", "f32")
+    with stories.session() as session:
+        session.append([5, 6])
+        assert "2 of 512 tokens" in repr(session)
+
+
+def test_a_source_is_converted_into_the_cache_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stories: Model
+) -> None:
+    monkeypatch.setenv("PYINFER_CACHE", str(tmp_path))
+    source = Path(__file__).parents[1] / "data" / "stories260K.bin"
+    seen: list[tuple[int, int, str]] = []
+    with load(source, threads=1, progress=lambda *news: seen.append(news)) as model:
+        assert tmp_path in model.path.parents
+        assert (
+            model.generate("Lily", seed=1, max_tokens=9).tokens
+            == stories.generate("Lily", seed=1, max_tokens=9).tokens
+        )
+        first = model.path
+    assert seen and seen[-1][0] == seen[-1][1]
+    with load(str(source), threads=1) as model:
+        assert model.path == first
+
+
+def test_context_is_as_asked_and_within_what_was_trained(stories_model_bin: Path) -> None:
+    with load(stories_model_bin, threads=1, context=64) as model:
+        assert model.context == model.session().context == 64
+        assert model.session(512).context == 512
+        assert model.memory()["kv_cache"] < model.memory(512)["kv_cache"]
+        assert model.memory()["kv_cache"] == model.memory(64)["kv_cache"]
+
+
+def test_the_default_context_is_no_larger_than_4096() -> None:
+    from pyinfer.model import _context
+
+    assert [_context(None, trained) for trained in (512, 4096, 131072)] == [512, 4096, 4096]
+    assert _context(131072, 131072) == 131072
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads: expected a whole number of at least 1, found 0"),
+        ({"threads": -1}, "threads: .* found -1"),
+        ({"threads": 1.5}, "threads: .* found 1.5"),
+        ({"threads": "2"}, "threads: .* found '2'"),
+        ({"threads": True}, "threads: .* found True"),
+        ({"threads": 10**6}, "threads: expected 1 to .* found 1000000"),
+        ({"context": 0}, "context: expected a whole number of at least 1, found 0"),
+        ({"context": 513}, "context: expected at most 512, for which the model was trained, found 513"),
+        ({"context": 2**70}, "context: expected at most 512"),
+        ({"activations": "int4"}, "activations: expected int8 or f32, found 'int4'"),
+        ({"activations": 8}, "activations: expected int8 or f32, found 8"),
+    ],
+)
+def test_arguments_outside_their_limits_are_refused(
+    stories_model_bin: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=f"^{message}") as error:
+        load(stories_model_bin, **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["no/such/file.gguf", "nosuchmodel", "", b"x", None, 5])
+def test_what_is_no_model_is_refused(path: Any, tmp_path: Path) -> None:
+    with pytest.raises(PyinferError) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cut_model_is_refused(stories_model_bin: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.bin"
+    cut.write_bytes(stories_model_bin.read_bytes()[:-64])
+    with pytest.raises(ModelFileError):
+        load(cut)
+
+
+def test_activations_come_from_the_environment(
+    stories_model_bin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYINFER_ACTIVATIONS", "f32")
+    with load(stories_model_bin, threads=1) as exact:
+        assert exact.activations == "f32"
+        rows = exact.logits([1, 5, 6])
+    with load(stories_model_bin, threads=1, activations="int8") as fast:
+        assert fast.activations == "int8", "the argument wins"
+    monkeypatch.setenv("PYINFER_ACTIVATIONS", "")
+    with load(stories_model_bin, threads=1) as fast:
+        assert fast.activations == "int8"
+        assert np.allclose(fast.logits([1, 5, 6]), rows, atol=0.5)
+    monkeypatch.setenv("PYINFER_ACTIVATIONS", "fp16")
+    with pytest.raises(RequestError, match=r"^PYINFER_ACTIVATIONS: expected int8 or f32, found 'fp16'$"):
+        load(stories_model_bin)
+
+
+# Memory
+
+
+def test_a_model_that_does_not_fit_is_refused(
+    stories_model_bin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = sum(load(stories_model_bin, threads=1).memory().values())  # type: ignore[attr-defined]
+    monkeypatch.setattr("pyinfer.memory.available_bytes", lambda: needed - 1)
+    with pytest.raises(MemoryLimitError, match=rf"^the model stories260K {FIGURES}"):
+        load(stories_model_bin, threads=1)
+    for enough in (needed, None):
+        monkeypatch.setattr("pyinfer.memory.available_bytes", lambda enough=enough: enough)
+        load(stories_model_bin, threads=1).close()
+
+
+def files(folder: Path, **contents: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in contents.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 1000 KiB free whose control groups lie in `tmp_path`/cgroup."""
+    files(tmp_path, meminfo="MemTotal: 4000 kB\nMemAvailable: 1000 kB\nHugePages_Total: 0\n", self="")
+    files(tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP_OF_SELF", tmp_path / "self")
+    monkeypatch.setattr(memory, "_CGROUP_ROOT", tmp_path / "cgroup")
+    return tmp_path
+
+
+def test_memory_of_a_machine_without_limits(machine: Path) -> None:
+    assert memory.available_bytes() == 1000 << 10
+    memory.require(1000 << 10, "x")
+    with pytest.raises(MemoryLimitError, match=r"^x needs 1\.0 MiB of memory, but only 1\.0 MiB are free$"):
+        memory.require((1000 << 10) + 1, "x")
+
+
+def test_the_tightest_control_group_counts(machine: Path) -> None:
+    files(machine, self="0::/outer/inner\n")
+    inner = files(machine / "cgroup" / "outer" / "inner", memory__max="max", memory__current="300")
+    outer = files(
+        inner.parent,
+        memory__max="900\n",
+        memory__current="500\n",
+        memory__stat="active_file 60\ninactive_file 40\n",
+    )
+    assert memory.available_bytes() == 900 - 500 + 100
+    files(inner, memory__max="310")
+    assert memory.available_bytes() == 10
+    files(inner, memory__max="200")
+    assert memory.available_bytes() == 0
+    files(inner, memory__max="nonsense")
+    files(outer, memory__max="max")
+    assert memory.available_bytes() == 1000 << 10
+
+
+def test_a_container_sees_its_own_group_as_the_root(machine: Path) -> None:
+    files(machine, self="0::/../not/visible\n")
+    files(machine / "cgroup", memory__max="5000", memory__current="1000")
+    assert memory.available_bytes() == 4000
+
+
+def test_control_groups_of_the_first_version(machine: Path) -> None:
+    files(machine, self="5:cpu,cpuacct:/job\n4:memory:/job\n0::/\n")
+    stat = "inactive_file 1\ntotal_inactive_file 200\ntotal_active_file 100\n"
+    group = machine / "cgroup" / "memory" / "job"
+    files(group, memory__limit_in_bytes="2000", memory__usage_in_bytes="1500", memory__stat=stat)
+    assert memory.available_bytes() == 800
+
+
+def test_a_system_that_does_not_say_refuses_nothing(machine: Path) -> None:
+    for name in ("meminfo", "self"):
+        (machine / name).unlink()
+    assert memory.available_bytes() is None
+    memory.require(10**18, "x")
+
+
+# The package
+
+
+def test_public_names() -> None:
+    assert set(pyinfer.__all__) <= set(dir(pyinfer))
+    assert all(getattr(pyinfer, name) is not None for name in pyinfer.__all__)
+    assert len(pyinfer.__all__) <= 12
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = pyinfer.nothing
+    assert pyinfer.__version__[0].isdigit()
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_an_import_is_light() -> None:
+    heavy = "('numpy', 'tokenizers', 'sentencepiece', 'jinja2', 'rich', 'asyncio', 'pyinfer._core')"
+    assert run(f"import sys, pyinfer; print([name for name in {heavy} if name in sys.modules])") == "[]\n"
+    heavy = "('tokenizers', 'sentencepiece', 'rich', 'safetensors', 'huggingface_hub')"
+    code = f"import sys, pyinfer; pyinfer.load; print([name for name in {heavy} if name in sys.modules])"
+    assert run(code) == "[]\n"
+
+
+def test_known_names_are_those_of_the_hub() -> None:
+    with pytest.raises(ModelFileError, match="|".join(hub.KNOWN)):
+        load("nosuchmodel")

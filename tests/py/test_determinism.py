@@ -1,0 +1,138 @@
+"""Same tokens, same bits: logits do not depend on threads, chunks, neighbours in the batch or what the cache held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from probing import ISAS, probe_logits
+from pyinfer import _core
+from tiny_models import Shape, named, tokens
+
+Tiny = Callable[[Shape], tuple[Path, Path]]
+Logits = NDArray[np.float32]
+LENGTH = 200  # tokens: four pages of the cache
+SHAPE = named("mixed_types")
+PROBED = {"mixed_types": 150, "heads_of_8": 150, "rows_of_576": 70, "vocabulary_32001": 70}
+"""Shape -> tokens."""
+
+
+def array(ids: list[int]) -> NDArray[np.int32]:
+    return np.array(ids, np.int32)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Tiny) -> _core.Engine:
+    return _core.Engine(_core.ModelFile(str(tiny(SHAPE)[1])), threads=2)
+
+
+@pytest.fixture(scope="module")
+def whole(engine: _core.Engine) -> Logits:
+    """Logits of all positions, computed in one go; read-only."""
+    logits = _core.Session(engine, LENGTH).eval(array(tokens(SHAPE, LENGTH)), "all")
+    logits.flags.writeable = False
+    return logits
+
+
+def assert_same_bits(ours: Logits, expected: Logits) -> None:
+    assert np.array_equal(ours.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", PROBED)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+def test_threads_and_chunks(name: str, isa: str, activations: str, tiny: Tiny, tmp_path: Path) -> None:
+    ids = tokens(named(name), PROBED[name])
+    answer = probe_logits(tiny(named(name))[1], ids, tmp_path, isa, activations)
+    assert answer.isa == isa and np.isfinite(answer.logits).all()
+    first = next(iter(answer.digests.values()))
+    assert [way for way, digest in answer.digests.items() if digest != first] == []
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_split_into_calls_and_chunks(engine: _core.Engine, whole: Logits, data: st.DataObject) -> None:
+    ids, at, got = tokens(SHAPE, LENGTH), 0, []
+    session = _core.Session(engine, LENGTH)
+    while at < LENGTH:
+        end = data.draw(st.integers(at + 1, LENGTH), label="end")
+        chunk = data.draw(st.integers(1, 130), label="chunk")
+        got.append(session.eval(array(ids[at:end]), "all", chunk))
+        at = end
+    assert_same_bits(np.concatenate(got), whole)
+
+
+@given(cuts=st.lists(st.integers(0, LENGTH - 1), min_size=1, max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_truncating_and_evaluating_again(engine: _core.Engine, whole: Logits, cuts: list[int]) -> None:
+    ids, session = tokens(SHAPE, LENGTH), _core.Session(engine, LENGTH)
+    session.eval(array(ids))
+    for cut in cuts:
+        session.truncate(cut)
+        session.eval(
+            array(tokens(SHAPE, LENGTH - cut, seed=9))
+        )  # another text leaves other keys and values behind
+        session.truncate(cut)
+        assert session.position == cut
+        assert_same_bits(session.eval(array(ids[cut:]), "all"), whole[cut:])
+
+
+SESSIONS, SHARE = 4, 128  # SHARE tokens of each session fill one step
+Schedule = list[tuple[int, ...]]  # per call, tokens of each session; what is left over comes last
+
+
+def batches(schedule: Schedule) -> Iterator[list[tuple[int, int, int]]]:
+    """Calls as rows of (session, begin, end) until every session holds SHARE tokens."""
+    at = [0] * SESSIONS
+    for lengths in [*schedule, (SHARE,) * SESSIONS]:
+        ends = [min(begin + n, SHARE) for begin, n in zip(at, lengths, strict=True)]
+        rows = [(i, begin, end) for i, (begin, end) in enumerate(zip(at, ends, strict=True)) if end > begin]
+        if rows:
+            yield rows
+        at = ends
+
+
+@given(schedule=st.lists(st.tuples(*[st.integers(0, 90)] * SESSIONS), max_size=6))
+@settings(max_examples=20, deadline=None)
+def test_neighbours_in_the_batch(engine: _core.Engine, whole: Logits, schedule: Schedule) -> None:
+    """Session 0 computes the text of `whole`; the others compute other texts beside it, at other depths."""
+    texts = [tokens(SHAPE, LENGTH), *(tokens(SHAPE, LENGTH, seed=20 + i) for i in range(1, SESSIONS))]
+    sessions = [_core.Session(engine, SHARE) for _ in texts]
+    got = []
+    for rows in batches(schedule):
+        items = [(sessions[i], array(texts[i][begin:end]), "all") for i, begin, end in rows]
+        for (i, _, _), logits in zip(rows, _core.forward(engine, items), strict=True):  # type: ignore[arg-type]
+            got += [logits] if i == 0 else []
+    assert_same_bits(np.concatenate(got), whole[:SHARE])
+
+
+def test_steps_are_evals(engine: _core.Engine, whole: Logits) -> None:
+    session = _core.Session(engine, LENGTH)
+    for i, token in enumerate(tokens(SHAPE, LENGTH)):
+        assert_same_bits(session.step(token), whole[i])
+
+
+def test_logits_that_were_asked_for(engine: _core.Engine, whole: Logits) -> None:
+    ids = array(tokens(SHAPE, LENGTH))
+    assert_same_bits(_core.Session(engine, LENGTH).eval(ids, "last", 64), whole[-1:])
+    assert _core.Session(engine, LENGTH).eval(ids, "none").shape == (0, SHAPE.n_vocab)
+
+
+@pytest.mark.parametrize("context", [LENGTH, LENGTH + 1, 4 * LENGTH])
+def test_context_size_does_not_matter(engine: _core.Engine, whole: Logits, context: int) -> None:
+    assert_same_bits(_core.Session(engine, context).eval(array(tokens(SHAPE, LENGTH)), "all"), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_real_model(isa: str, smollm2_bin: Path, tmp_path: Path) -> None:
+    ids = [int(i) for i in np.random.default_rng(3).integers(0, 49152, 70)]
+    answer = probe_logits(smollm2_bin, ids, tmp_path, isa)
+    assert len(set(answer.digests.values())) == 1
