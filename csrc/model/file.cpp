@@ -9,6 +9,7 @@
 #include "base/buffer.h"
 #include "base/crc32.h"
 #include "base/error.h"
+#include "kernels/kernels.h"
 
 namespace pyinfer {
 namespace {
@@ -200,6 +201,9 @@ void ModelFile::check_tensor(const TensorRecord& tensor, uint64_t previous_end) 
   }
   expect(name + " rows", tensor.rows, shape.rows);
   expect(name + " cols", tensor.cols, shape.cols);
+  // Kernels read whole groups of columns, and activations are padded to kPanelCols only.
+  const uint64_t group = shape.vector ? 1 : group_cols(tensor.format);
+  if (group > kPanelCols && tensor.cols % group != 0) refuse(name + " cols", "a multiple of " + text(group), text(tensor.cols));
   expect(name + " bytes", tensor.bytes, packed_bytes(tensor.format, tensor.rows, tensor.cols));
   expect(name + " offset", tensor.offset, round_up(previous_end, kAlignment));
   if (tensor.bytes > file_.size() - std::min<uint64_t>(file_.size(), tensor.offset)) {

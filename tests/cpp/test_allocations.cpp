@@ -36,6 +36,9 @@ constexpr Poll never{[](void*) { return false; }, nullptr};
 }  // namespace
 
 #if defined(__GLIBC__)
+// Or the C++ library would go on calling the C library's.
+#define SEEN_BY_LIBRARIES __attribute__((visibility("default")))
+
 // The C library's own names for what is replaced here; operator new comes here too.
 extern "C" {
 void* __libc_malloc(std::size_t);
@@ -43,19 +46,19 @@ void* __libc_calloc(std::size_t, std::size_t);
 void* __libc_realloc(void*, std::size_t);
 void* __libc_memalign(std::size_t, std::size_t);
 
-void* malloc(std::size_t bytes) {
+SEEN_BY_LIBRARIES void* malloc(std::size_t bytes) {
   count();
   return __libc_malloc(bytes);
 }
-void* calloc(std::size_t n, std::size_t bytes) {
+SEEN_BY_LIBRARIES void* calloc(std::size_t n, std::size_t bytes) {
   count();
   return __libc_calloc(n, bytes);
 }
-void* realloc(void* old, std::size_t bytes) {
+SEEN_BY_LIBRARIES void* realloc(void* old, std::size_t bytes) {
   count();
   return __libc_realloc(old, bytes);
 }
-void* aligned_alloc(std::size_t alignment, std::size_t bytes) {
+SEEN_BY_LIBRARIES void* aligned_alloc(std::size_t alignment, std::size_t bytes) {
   count();
   return __libc_memalign(alignment, bytes);
 }

@@ -1,0 +1,135 @@
+// Attention over pages of keys and values.
+#include <algorithm>
+
+#include "base/buffer.h"
+#include "check.h"
+#include "every_isa.h"
+#include "random.h"
+
+using namespace pyinfer;
+
+namespace {
+
+// Keys and values of one KV head in pages that hold other things too, as attention meets them.
+struct Cache {
+  std::size_t head_dim, v_stride, k_offset, v_offset;
+  std::vector<Buffer<std::uint16_t>> pages;
+  std::vector<const std::uint16_t*> starts;
+  std::vector<std::vector<double>> keys, values;  // (position, head_dim), as the halves hold them
+
+  Cache(const Kernels& kernels, Random& random, std::size_t dim, std::size_t n_positions)
+      : head_dim(dim), v_stride(reference::padded(dim, 16)), k_offset(192), v_offset(192 + dim * kPagePositions + 64) {
+    for (std::size_t page = 0; page * kPagePositions < n_positions; ++page) {
+      pages.emplace_back(v_offset + v_stride * kPagePositions + 64);
+      starts.push_back(pages.back().data());
+    }
+    for (std::size_t position = 0; position < n_positions; ++position) add(kernels, random, position);
+  }
+
+  void add(const Kernels& kernels, Random& random, std::size_t position) {
+    const std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim);
+    std::uint16_t* page = pages[position / kPagePositions].data();
+    const std::size_t slot = position % kPagePositions;
+    kernels.store_kv(k.data(), v.data(), static_cast<int>(head_dim), page + k_offset + slot,
+                     page + v_offset + slot * v_stride);
+    keys.emplace_back(), values.emplace_back();
+    for (const float value : k) keys.back().push_back(reference::half_value(reference::nearest_half(value)));
+    for (const float value : v) values.back().push_back(reference::half_value(reference::nearest_half(value)));
+  }
+
+  // (n_rows, n_heads * head_dim + gap)
+  std::vector<float> attend(const Kernels& kernels, const std::vector<float>& q, std::size_t n_rows,
+                            std::size_t n_heads, std::size_t first, std::size_t row_stride) const {
+    std::vector<float> out(q.size(), untouched);
+    AttendArgs args{};
+    args.q = q.data();
+    args.out = out.data();
+    args.q_stride = args.out_stride = row_stride;
+    args.n_rows = static_cast<int>(n_rows);
+    args.n_heads = static_cast<int>(n_heads);
+    args.head_dim = static_cast<int>(head_dim);
+    args.first_position = static_cast<int>(first);
+    args.pages = starts.data();
+    args.k_offset = k_offset;
+    args.v_offset = v_offset;
+    args.v_stride = static_cast<int>(v_stride);
+    kernels.attend(args);
+    return out;
+  }
+
+  // One query over the first `n_seen` positions. A score is a sum of head_dim products; an error e in it moves its weight by the
+  // factor 1 + e, and the whole distribution by at most twice that. Weights and outputs are sums over n_seen positions, scaled
+  // once a page; e^x is within 2 ulp.
+  void check(const float* q, const float* out, std::size_t n_seen) const {
+    std::vector<double> scores;
+    double score_error = 0;
+    for (std::size_t position = 0; position < n_seen; ++position) {
+      reference::Sum score;
+      for (std::size_t d = 0; d < head_dim; ++d) score.add(q[d] * keys[position][d]);
+      scores.push_back(score.value);
+      score_error = std::max(score_error, static_cast<double>(head_dim + 2) * u * score.magnitude);
+    }
+    const std::vector<double> p = reference::softmax(scores);
+    const auto n = static_cast<double>(n_seen);
+    for (std::size_t d = 0; d < head_dim; ++d) {
+      reference::Sum sum;
+      for (std::size_t position = 0; position < n_seen; ++position) sum.add(p[position] * values[position][d]);
+      CHECK_NEAR(out[d], sum.value,
+                 (2 * score_error + (2 * n + 8 * std::ceil(n / int{kPagePositions}) + 8) * u) * sum.magnitude);
+    }
+  }
+};
+
+}  // namespace
+
+TEST(attend, matches_softmax) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(12);
+    for (const std::size_t head_dim : {2, 8, 48, 64, 80, 128}) {
+      for (const std::size_t first : {0, 1, 62, 63, 64, 65, 127, 200}) {
+        const std::size_t n_rows = 1 + random.below(5), n_heads = 1 + random.below(7),
+                          row_stride = n_heads * head_dim + 3;
+        const Cache cache(kernels, random, head_dim, first + n_rows);
+        const std::vector<float> q = random.normals(n_rows * row_stride, 3 / std::sqrt(static_cast<double>(head_dim)));
+        const std::vector<float> out = cache.attend(kernels, q, n_rows, n_heads, first, row_stride);
+        for (std::size_t row = 0; row < n_rows; ++row) {
+          for (std::size_t head = 0; head < n_heads; ++head) {
+            const std::size_t at = row * row_stride + head * head_dim;
+            cache.check(&q[at], &out[at], first + row + 1);
+          }
+          for (std::size_t gap = n_heads * head_dim; gap < row_stride; ++gap)
+            CHECK_EQUAL(out[row * row_stride + gap], untouched);
+        }
+      }
+    }
+  });
+}
+
+// One row at a time gives the same bits as many: prefill in chunks of any size equals decode.
+TEST(attend, a_row_does_not_depend_on_its_neighbours) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(13);
+    const std::size_t head_dim = 64, n_heads = 3, n_rows = 150, row_stride = n_heads * head_dim;
+    const Cache cache(kernels, random, head_dim, n_rows);
+    const std::vector<float> q = random.normals(n_rows * row_stride, 0.4);
+    const std::vector<float> together = cache.attend(kernels, q, n_rows, n_heads, 0, row_stride);
+    for (std::size_t row = 0; row < n_rows; ++row) {
+      const std::vector<float> mine(q.begin() + static_cast<std::ptrdiff_t>(row * row_stride),
+                                    q.begin() + static_cast<std::ptrdiff_t>((row + 1) * row_stride));
+      const std::vector<float> alone = cache.attend(kernels, mine, 1, n_heads, row, row_stride);
+      CHECK(std::equal(alone.begin(), alone.end(), together.begin() + static_cast<std::ptrdiff_t>(row * row_stride)));
+    }
+  });
+}
+
+// Scores of ±1000: weights of exactly 0 and 1, and no overflow on the way.
+TEST(attend, with_extreme_scores) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(14);
+    const std::size_t head_dim = 16, n_seen = 130;
+    const Cache cache(kernels, random, head_dim, n_seen);
+    const std::vector<float> q = random.normals(head_dim, 200.0);
+    const std::vector<float> out = cache.attend(kernels, q, 1, 1, n_seen - 1, head_dim);
+    cache.check(q.data(), out.data(), n_seen);
+  });
+}

@@ -1,0 +1,281 @@
+// Panels of activations, and their products with packed weights.
+#include <algorithm>
+
+#include "base/buffer.h"
+#include "check.h"
+#include "every_isa.h"
+#include "packed.h"
+#include "random.h"
+
+using namespace pyinfer;
+
+namespace {
+
+// A product with all that surrounds it: aligned copies, a panel, an output with room around.
+struct Product {
+  Format format;
+  std::size_t rows, cols;
+  const std::vector<std::uint8_t>& packed;
+  bool int8;
+
+  // (n_rows, stride): what the kernel makes of n_rows activations (n_rows, cols), on top of `before`.
+  std::vector<float> run(const Kernels& kernels, const std::vector<float>& x, int n_rows,
+                         const std::vector<float>* before) const {
+    const std::size_t panel_cols = reference::padded(cols, kPanelCols), out_stride = stride();
+    const std::size_t row_bytes = int8 ? panel_cols / 32 * kPanelBlockBytes : panel_cols * 4;
+    Buffer<std::uint8_t> panel(row_bytes * static_cast<std::size_t>(n_rows)), tiles(packed.size());
+    std::copy(packed.begin(), packed.end(), tiles.data());
+    (int8 ? kernels.pack_int8 : kernels.pack_f32)(x.data(), cols, n_rows, cols, panel.data());
+    std::vector<float> out(static_cast<std::size_t>(n_rows) * out_stride, untouched);
+    if (before != nullptr) out = *before;
+    const std::size_t n_tiles = reference::padded(rows, 16) / 16, tile_bytes = packed.size() / n_tiles;
+    const std::size_t n_groups = reference::padded_cols(format, cols) / reference::columns_of_group(format);
+    const MatmulArgs args{tiles.data(), n_tiles,    tile_bytes, n_groups,         panel.data(),
+                          n_rows,       out.data(), out_stride, before != nullptr};
+    (int8 ? kernels.matmul_int8 : kernels.matmul_f32)[static_cast<std::size_t>(format)](args);
+    return out;
+  }
+
+  // One tile wider than it must be: the kernel may not write there.
+  std::size_t stride() const { return reference::padded(rows, 16) + 16; }
+
+  reference::Sum expected(std::size_t row, const float* x) const {
+    return int8 ? reference::dot_int8(format, packed, cols, row, x) : reference::dot_f32(format, packed, cols, row, x);
+  }
+
+  // Roundings on the way to one output. int8: a term a run, and one a block for the minimum; each has a product of two scales, the
+  // product with the integer, and a sum. f32: two sums of half the columns each, of weights that round once.
+  double roundings() const {
+    const auto n = static_cast<double>(reference::padded(cols, 64));
+    return int8 ? n / static_cast<double>(reference::run(format)) + (reference::has_minimum(format) ? n / 32 : 0) + 4
+                : n / 2 + 5;
+  }
+};
+
+// Odd sizes; the K formats have columns in multiples of 256.
+std::vector<std::pair<std::size_t, std::size_t>> shapes(Format format) {
+  if (reference::is_k(format)) return {{1, 256}, {16, 512}, {33, 768}, {5, 1024}};
+  return {{1, 1}, {16, 32}, {17, 33}, {33, 64}, {16, 100}, {48, 172}, {5, 576}};
+}
+
+void check_product(const Kernels& kernels, const Product& product, Random& random) {
+  const int most = kernels.panel_rows;
+  const std::vector<float> x = random.normals(static_cast<std::size_t>(most) * product.cols);
+  std::vector<float> before = random.normals(static_cast<std::size_t>(most) * product.stride());
+  for (int n_rows = 1; n_rows <= most; ++n_rows) {
+    const std::vector<float> out = product.run(kernels, x, n_rows, nullptr);
+    before.resize(out.size());
+    const std::vector<float> added = product.run(kernels, x, n_rows, &before);
+    for (std::size_t r = 0; r < static_cast<std::size_t>(n_rows); ++r) {
+      for (std::size_t row = 0; row < product.rows; ++row) {
+        const std::size_t at = r * product.stride() + row;
+        const reference::Sum expected = product.expected(row, &x[r * product.cols]);
+        CHECK_NEAR(out[at], expected.value, product.roundings() * u * expected.magnitude);
+        CHECK_EQUAL(added[at], before[at] + out[at]);
+      }
+      for (std::size_t past = product.stride() - 16; past < product.stride(); ++past)
+        CHECK_EQUAL(out[r * product.stride() + past], untouched);
+    }
+    before.resize(static_cast<std::size_t>(most) * product.stride());
+  }
+}
+
+// The bits of a row do not depend on how many others share its panel, nor on which.
+void check_rows_alone(const Kernels& kernels, const Product& product, Random& random) {
+  const int most = kernels.panel_rows;
+  const std::vector<float> x = random.normals(static_cast<std::size_t>(most) * product.cols);
+  const std::vector<float> together = product.run(kernels, x, most, nullptr);
+  for (int r = 0; r < most; ++r) {
+    const auto first = x.begin() + r * static_cast<std::ptrdiff_t>(product.cols);
+    const std::vector<float> alone =
+        product.run(kernels, {first, first + static_cast<std::ptrdiff_t>(product.cols)}, 1, nullptr);
+    for (std::size_t row = 0; row < product.rows; ++row)
+      CHECK_EQUAL(together[static_cast<std::size_t>(r) * product.stride() + row], alone[row]);
+  }
+}
+
+// Sets the scales of one weight to 1 and its minimum to 0 or ±1; in the first rows also the integer to an end of its range.
+void simplify(Format format, std::vector<std::uint8_t>& packed, const reference::Place& place, std::size_t row) {
+  const std::uint16_t one = 0x3c00, minimum = row % 2 ? one : 0;
+  std::memcpy(&packed[place.d], &one, 2);
+  if (place.m != 0) std::memcpy(&packed[place.m], &minimum, 2);
+  if (place.scale != 0) packed[place.scale] = 1;
+  if (place.least != 0) packed[place.least] = 1;
+  if (row >= 4) return;
+  const bool eight = reference::bits(format) == 8;
+  packed[place.q] = row < 2 ? (eight ? 0x80 : 0xff) : (eight ? 0x7f : 0x00);
+  if (place.high_mask != 0) packed[place.high] = row < 2 ? 0xff : 0x00;
+}
+
+// Rows of activations that are their own int8: every block has a 127. The first row is all -127, the second all 127.
+std::vector<float> whole_numbers(Random& random, std::size_t n_rows, std::size_t cols) {
+  std::vector<float> x(n_rows * cols);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    x[i] = static_cast<float>(static_cast<int>(random.below(255)) - 127);
+    if (i % cols % 32 == 0 || i < 2 * cols) x[i] = i < cols ? -127.0f : 127.0f;
+  }
+  return x;
+}
+
+template <class T>
+T read_at(const std::uint8_t* bytes, std::size_t offset) {
+  T value;
+  std::memcpy(&value, bytes + offset, sizeof value);
+  return value;
+}
+
+// An int8 panel as its description in kernels.h has it.
+void check_panel(const Kernels& kernels, const std::vector<float>& x, std::size_t n_rows, std::size_t cols,
+                 std::size_t stride) {
+  const std::size_t n_blocks = reference::padded(cols, kPanelCols) / 32, block_bytes = kPanelBlockBytes * n_rows;
+  std::vector<std::uint8_t> panel(n_blocks * block_bytes, 0xaa);
+  kernels.pack_int8(x.data(), stride, static_cast<int>(n_rows), cols, panel.data());
+  for (std::size_t b = 0; b < n_blocks; ++b) {
+    const std::uint8_t* block = panel.data() + b * block_bytes;
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      const std::size_t n = b * 32 < cols ? std::min<std::size_t>(32, cols - b * 32) : 0;
+      const reference::QuantizedBlock expected = reference::quantize(&x[r * stride] + b * 32, n);
+      for (std::size_t i = 0; i < 32; ++i)
+        CHECK_EQUAL(static_cast<std::int8_t>(block[4 * (i / 4 * n_rows + r) + i % 4]), expected.q[i]);
+      const std::uint8_t* tail = block + 32 * n_rows;
+      CHECK_EQUAL(read_at<float>(tail, 4 * r), expected.scale);
+      CHECK_EQUAL(read_at<float>(tail, 4 * (n_rows + r)), expected.scale * static_cast<float>(expected.sum));
+      CHECK_EQUAL(read_at<std::int32_t>(tail, 4 * (2 * n_rows + r)), -8 * expected.sum);
+      CHECK_EQUAL(read_at<std::int32_t>(tail, 4 * (3 * n_rows + r)), -8 * expected.last_sum);
+    }
+  }
+}
+
+}  // namespace
+
+TEST(matmul, int8_panels) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(1);
+    for (std::size_t n_rows = 1; n_rows <= static_cast<std::size_t>(kernels.panel_rows); ++n_rows)
+      for (const std::size_t cols : {1, 31, 32, 33, 64, 65, 96, 172})
+        check_panel(kernels, random.normals(n_rows * (cols + 3)), n_rows, cols, cols + 3);
+  });
+}
+
+TEST(matmul, int8_panels_of_zeros_ties_and_small_and_large_values) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(2);
+    std::vector<float> x(6 * 32, 0.0f);
+    for (std::size_t i = 0; i < 32; ++i) {
+      x[32 + i] = static_cast<float>(i) - 15.5f;  // halves between integers once the greatest is 127
+      x[64 + i] = static_cast<float>(random.normal()) * 1e-30f;
+      x[96 + i] = static_cast<float>(random.normal()) * 1e35f;
+      x[128 + i] = i % 2 ? 127.0f : -127.0f;
+    }
+    x[32] = 127.0f;
+    x[160 + 5] = -3.0f;  // one value alone
+    check_panel(kernels, x, 1, x.size(), x.size());
+    check_panel(kernels, x, 3, 64, 64);
+  });
+}
+
+// 127 / max|x| is infinite for these; the block must come out as good as zero, not as arbitrary integers.
+TEST(matmul, int8_panels_of_subnormal_values) {
+  on_every_isa([](const Kernels& kernels) {
+    for (const float value : {1e-40f, -1e-45f, 3e-37f}) {
+      std::vector<float> x(64, 0.0f);
+      x[3] = value;
+      std::vector<std::uint8_t> panel(2 * kPanelBlockBytes, 0xaa);
+      kernels.pack_int8(x.data(), 64, 1, 64, panel.data());
+      const double scale = read_at<float>(panel.data(), 32);
+      for (std::size_t i = 0; i < 32; ++i)
+        CHECK_NEAR(static_cast<std::int8_t>(panel[i]) * scale, x[i], std::abs(value));
+      CHECK(std::abs(read_at<float>(panel.data(), 36)) <= 2 * std::abs(value));
+      CHECK(std::abs(read_at<std::int32_t>(panel.data(), 40)) <= 8 * 127);
+    }
+  });
+}
+
+// A NaN or an infinity must reach the logits, where it is an error, and not become some integer.
+TEST(matmul, int8_panels_pass_on_what_is_not_finite) {
+  on_every_isa([](const Kernels& kernels) {
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+      for (const std::size_t place : {0, 5, 15, 16, 31}) {
+        std::vector<float> x(64, 1.0f);
+        x[place] = bad;
+        std::vector<std::uint8_t> panel(2 * kPanelBlockBytes, 0xaa);
+        kernels.pack_int8(x.data(), 64, 1, 64, panel.data());
+        CHECK(!std::isfinite(read_at<float>(panel.data(), 32)));
+        CHECK(std::isfinite(read_at<float>(panel.data(), kPanelBlockBytes + 32)));
+      }
+    }
+  });
+}
+
+TEST(matmul, f32_panels) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(3);
+    for (int n_rows = 1; n_rows <= kernels.panel_rows; ++n_rows) {
+      for (const std::size_t cols : {1, 63, 64, 65, 172}) {
+        const std::size_t padded = reference::padded(cols, kPanelCols), n = static_cast<std::size_t>(n_rows);
+        const std::vector<float> x = random.normals(n * (cols + 1));
+        std::vector<float> panel(padded * n, untouched);
+        kernels.pack_f32(x.data(), cols + 1, n_rows, cols, reinterpret_cast<std::uint8_t*>(panel.data()));
+        for (std::size_t c = 0; c < padded; ++c)
+          for (std::size_t r = 0; r < n; ++r) CHECK_EQUAL(panel[c * n + r], c < cols ? x[r * (cols + 1) + c] : 0.0f);
+      }
+    }
+  });
+}
+
+// All scales are 1 and all sums stay below 2^24, so the result has no rounding to hide behind. The first rows have their integers
+// at the ends of the range, and the first activations theirs.
+TEST(matmul, integer_products_are_exact) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(4);
+    for (const Format format : quantised_formats()) {
+      for (const std::size_t cols : {32, 64, 100, 256, 512}) {
+        if (cols % 256 != 0 && reference::is_k(format)) continue;
+        const std::size_t rows = 35;
+        std::vector<std::uint8_t> packed = RandomMatrix(random, format, rows, cols, 1.0).bytes;
+        for (std::size_t row = 0; row < rows; ++row)
+          for (std::size_t col = 0; col < cols; ++col)
+            simplify(format, packed, reference::place_of(format, cols, row, col), row);
+        const std::vector<float> x = whole_numbers(random, static_cast<std::size_t>(kernels.panel_rows), cols);
+        const Product product{format, rows, cols, packed, true};
+        const std::vector<float> out = product.run(kernels, x, kernels.panel_rows, nullptr);
+        for (std::size_t r = 0; r < static_cast<std::size_t>(kernels.panel_rows); ++r)
+          for (std::size_t row = 0; row < rows; ++row)
+            CHECK_EQUAL(static_cast<double>(out[r * product.stride() + row]),
+                        product.expected(row, &x[r * cols]).value);
+      }
+    }
+  });
+}
+
+TEST(matmul, int8_products) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(5);
+    for (const Format format : quantised_formats())
+      for (const auto& [rows, cols] : shapes(format))
+        check_product(kernels, {format, rows, cols, RandomMatrix(random, format, rows, cols, 0.05).bytes, true},
+                      random);
+  });
+}
+
+TEST(matmul, f32_products) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(6);
+    for (const Format format : all_formats)
+      for (const auto& [rows, cols] : shapes(format))
+        check_product(kernels, {format, rows, cols, RandomMatrix(random, format, rows, cols, 0.05).bytes, false},
+                      random);
+  });
+}
+
+TEST(matmul, products_of_a_row_do_not_depend_on_its_neighbours) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(7);
+    for (const Format format : all_formats) {
+      const std::size_t cols = reference::is_k(format) ? 512 : 172;
+      const std::vector<std::uint8_t> packed = RandomMatrix(random, format, 33, cols, 0.05).bytes;
+      check_rows_alone(kernels, {format, 33, cols, packed, false}, random);
+      if (reference::is_quantised(format)) check_rows_alone(kernels, {format, 33, cols, packed, true}, random);
+    }
+  });
+}

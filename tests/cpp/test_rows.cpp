@@ -1,0 +1,108 @@
+// Work on single rows: rms-norm, SwiGLU, rotary embedding, storing keys and values.
+#include <algorithm>
+
+#include "check.h"
+#include "every_isa.h"
+#include "random.h"
+
+using namespace pyinfer;
+
+// n squares, all positive, err by n u relative to their sum, half of it after the root; then a quotient, a root, two products.
+TEST(rows, rms_norm) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(8);
+    for (const std::size_t n : {1, 2, 3, 7, 15, 16, 17, 63, 64, 65, 288, 576, 1000}) {
+      const std::vector<float> x = random.normals(n, std::pow(10.0, random.uniform(-4, 4))), weight = random.normals(n);
+      for (const float eps : {0.0f, 1e-5f}) {
+        std::vector<float> out(n + 1, untouched);
+        kernels.rms_norm(x.data(), weight.data(), eps, n, out.data());
+        const std::vector<double> expected =
+            reference::rms_norm({x.begin(), x.end()}, {weight.begin(), weight.end()}, eps);
+        for (std::size_t i = 0; i < n; ++i)
+          CHECK_NEAR(out[i], expected[i], (static_cast<double>(n) / 2 + 6) * u * std::abs(expected[i]));
+        CHECK_EQUAL(out[n], untouched);
+      }
+    }
+  });
+}
+
+// e^x within 2 ulp (4 u), then a sum, a quotient and a product. Below -88 the exponential stays at e^88.
+TEST(rows, swiglu) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(9);
+    for (const std::size_t n : {16, 48, 160, 1536}) {
+      std::vector<float> gate = random.normals(n, std::pow(10.0, random.uniform(-3, 2)));
+      const std::vector<float> up = random.normals(n);
+      gate[0] = 0.0f, gate[1] = -0.0f, gate[2] = 88.5f, gate[3] = -88.5f, gate[4] = 1e30f, gate[5] = -1e30f,
+      gate[6] = -87.3f;
+      std::vector<float> out(n + 1, untouched);
+      kernels.swiglu(gate.data(), up.data(), n, out.data());
+      for (std::size_t i = 0; i < n; ++i) {
+        const double expected = reference::silu(gate[i]) * up[i];
+        CHECK_NEAR(out[i], expected,
+                   8 * u * std::abs(expected) + std::abs(static_cast<double>(gate[i]) * up[i]) * std::exp(-87.99));
+      }
+      CHECK_EQUAL(out[n], untouched);
+      std::vector<float> in_place = gate;
+      kernels.swiglu(in_place.data(), up.data(), n, in_place.data());
+      for (std::size_t i = 0; i < n; ++i) CHECK_EQUAL(in_place[i], out[i]);
+    }
+  });
+}
+
+TEST(rows, swiglu_passes_on_nan) {
+  on_every_isa([](const Kernels& kernels) {
+    for (std::size_t place = 0; place < 16; ++place) {
+      std::vector<float> gate(16, 1.0f), up(16, 1.0f), out(16);
+      gate[place] = NAN;
+      kernels.swiglu(gate.data(), up.data(), 16, out.data());
+      for (std::size_t i = 0; i < 16; ++i) CHECK_EQUAL(std::isnan(out[i]), i == place);
+    }
+  });
+}
+
+// Two products, a sum and the scale.
+TEST(rows, rope) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(10);
+    for (const auto& [half, n] : std::vector<std::pair<std::size_t, std::size_t>>{
+             {1, 2}, {4, 8}, {3, 10}, {32, 64}, {16, 80}, {0, 6}, {64, 128}}) {
+      std::vector<double> angles(half);
+      std::vector<float> cosines(half), sines(half), head = random.normals(n + 1);
+      for (std::size_t i = 0; i < half; ++i) {
+        angles[i] = random.uniform(0, 10000);
+        cosines[i] = static_cast<float>(std::cos(angles[i]));
+        sines[i] = static_cast<float>(std::sin(angles[i]));
+      }
+      std::vector<double> expected(head.begin(), head.end());
+      reference::rotate(expected.data(), angles, 1);
+      const std::vector<float> before = head;
+      const float scale = static_cast<float>(random.uniform(0.1, 2));
+      kernels.rope(head.data(), cosines.data(), sines.data(), half, n, scale);
+      for (std::size_t i = 0; i < n; ++i) {
+        const std::size_t pair = half ? i % half : 0;
+        const double terms =
+            i < 2 * half ? std::abs(before[pair]) + std::abs(before[pair + half]) : std::abs(before[i]);
+        CHECK_NEAR(head[i], expected[i] * scale, 4 * u * scale * terms);
+      }
+      CHECK_EQUAL(head[n], before[n]);
+    }
+  });
+}
+
+TEST(rows, keys_and_values_are_stored_as_the_nearest_halves) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(11);
+    for (const std::size_t head_dim : {2, 6, 8, 14, 16, 48, 64, 80, 128, 1024}) {
+      std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim, 1e4);
+      k[0] = 1e6f, v[0] = 65520.0f, k[1] = -INFINITY, v[1] = -1e-7f;
+      std::vector<std::uint16_t> keys(head_dim * kPagePositions, 0xabcd), values(head_dim + 1, 0xabcd);
+      kernels.store_kv(k.data(), v.data(), static_cast<int>(head_dim), keys.data() + 5, values.data());
+      const auto stored = [](float x) { return reference::nearest_half(std::clamp(x, -65504.0f, 65504.0f)); };
+      for (std::size_t i = 0; i < keys.size(); ++i)
+        CHECK_EQUAL(keys[i], i % kPagePositions == 5 ? stored(k[i / kPagePositions]) : 0xabcd);
+      for (std::size_t i = 0; i < head_dim; ++i) CHECK_EQUAL(values[i], stored(v[i]));
+      CHECK_EQUAL(values[head_dim], 0xabcd);
+    }
+  });
+}
