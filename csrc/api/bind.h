@@ -8,9 +8,9 @@
 #include <pybind11/pybind11.h>
 #include <span>
 #include <string>
-#include <thread>
 
 #include "base/error.h"
+#include "base/park.h"
 #include "model/decoder.h"
 
 namespace pyinfer {
@@ -49,7 +49,7 @@ class SignalPoll {
   Poll poll() { return {&SignalPoll::look, this}; }
   void give_gil() { thread_ = PyEval_SaveThread(); }
   void take_gil() {
-    while (interpreter_ends()) std::this_thread::sleep_for(std::chrono::hours(1));
+    if (interpreter_ends()) park();
     PyEval_RestoreThread(thread_);
   }
   // To be called with the GIL held after a step was cancelled: throws the KeyboardInterrupt if that was the reason.

@@ -29,12 +29,18 @@ bool cpu_runs_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
 }
 
+bool cpu_runs_avxvnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;  // GCC 12 has no name for it: CPUID leaf 7.1, bit 4 of EAX
+  return cpu_runs_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1u) != 0;
+}
+
 bool cpu_runs_avx512vnni() {
   return cpu_runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 #else
 bool cpu_runs_avx2() { return false; }
+bool cpu_runs_avxvnni() { return false; }
 bool cpu_runs_avx512vnni() { return false; }
 #endif
 

@@ -6,6 +6,7 @@ namespace pyinfer {
 // Instruction sets as the kernels group them; see cmake/isas.cmake.
 bool cpu_runs_scalar();
 bool cpu_runs_avx2();        // AVX2, FMA, F16C: Haswell, Zen and later
+bool cpu_runs_avxvnni();     // AVX2 with 256-bit VNNI: Alder Lake, Zen 5 and later
 bool cpu_runs_avx512vnni();  // AVX-512 F, BW, DQ, VL and VNNI: Cascade Lake, Ice Lake, Zen 4 and later
 
 // Logical processors this process may run on: the affinity mask, cut to the cgroup's quota; at least 1.

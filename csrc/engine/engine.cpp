@@ -21,7 +21,9 @@ Engine::Engine(std::shared_ptr<const ModelFile> file, int threads, Activations a
       model_(*file_, activations),
       pool_(threads == 0 ? default_threads() : threads),
       workspace_(active_kernels(), pool_, model_.workspace_shape(kMaxRows)),
-      rows_(std::make_unique<BatchRow[]>(kMaxRows)) {}
+      rows_(std::make_unique<BatchRow[]>(kMaxRows)) {
+  file_->mapping().prefetch();
+}
 
 MemoryNeeds Engine::memory(size_t context) const {
   return {file_->file_bytes(), KvShape::n_pages(context) * kv_shape().page_bytes(), workspace_.bytes()};

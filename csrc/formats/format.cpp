@@ -120,7 +120,7 @@ void pack_row(const float* x, size_t row, size_t cols, typename F::Group* tile) 
         const bool padded = g * kQuantGroup + static_cast<size_t>(b) * kBlock >= cols;
         const Block block = padded ? padding<F>() : quantize<F>(values + b * kBlock);
         if (!std::isfinite(half_to_float(block.d)) || !std::isfinite(half_to_float(block.m))) {
-          refuse_value(values[b * kBlock], row, g * kQuantGroup, "values that a half-precision scale can hold");
+          refuse_value(values[b * kBlock], row, g * kQuantGroup + static_cast<size_t>(b) * kBlock, "values that a half-precision scale can hold");
         }
         F::put(tile[g], b, lane, block);
       }
@@ -175,7 +175,7 @@ constexpr bool carries_over() {
 }
 
 template <class F>
-void put_scales(typename F::Group& group, int lane, const uint8_t* block) {
+void put_scales(typename F::Group& group, int lane, const uint8_t* block, size_t row, size_t column) {
   if constexpr (F::kHasMinimum) {
     group.d[lane] = read_u16(block);
     group.dmin[lane] = read_u16(block + 2);
@@ -185,12 +185,12 @@ void put_scales(typename F::Group& group, int lane, const uint8_t* block) {
       group.scale[i][lane] = static_cast<uint8_t>(scale);
       group.least[i][lane] = static_cast<uint8_t>(least);
     }
-    if (!std::isfinite(half_to_float(group.dmin[lane]))) refuse_value(half_to_float(group.dmin[lane]), 0, 0, "finite scales");
+    if (!std::isfinite(half_to_float(group.dmin[lane]))) refuse_value(half_to_float(group.dmin[lane]), row, column, "finite scales");
   } else {
     group.d[lane] = read_u16(block + 208);
     for (int i = 0; i < 16; ++i) group.scale[i][lane] = static_cast<int8_t>(block[192 + i]);
   }
-  if (!std::isfinite(half_to_float(group.d[lane]))) refuse_value(half_to_float(group.d[lane]), 0, 0, "finite scales");
+  if (!std::isfinite(half_to_float(group.d[lane]))) refuse_value(half_to_float(group.d[lane]), row, column, "finite scales");
 }
 
 // The bits of a 5- or 6-bit integer above its nibble.
@@ -212,7 +212,7 @@ template <class S, class F>
 void carry_super_row(const uint8_t* data, size_t row, size_t cols, typename F::Group* tile) {
   const int lane = static_cast<int>(row % kTileRows);
   for (size_t g = 0; g < cols / kSuperGroup; ++g, data += S::kBytes) {
-    put_scales<F>(tile[g], lane, data);
+    put_scales<F>(tile[g], lane, data, row, g * kSuperGroup);
     for (int b = 0; b < 8; ++b) {
       int8_t q[kBlock], low[kBlock];
       S::quants(data, b, q);

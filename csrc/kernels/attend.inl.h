@@ -54,11 +54,13 @@ inline void multiply_add(const float* const* a, int n, const uint16_t* b, int b_
   }
 }
 
-// All columns, four vectors at a time.
+// All columns, rounded up to whole vectors: as many at a time as leave the sums in registers. Each vector of halves costs a conversion
+// that Q queries share, so many queries with narrow steps beat few with wide ones.
 template <int Q>
 inline void multiply_add_columns(const float* const* a, int n, const uint16_t* b, int b_stride, int columns, float* out, int out_stride) {
+  constexpr int V = Q * 4 + 5 <= kRegisters ? 4 : 2;
   int c = 0;
-  for (; c + 4 * kLanes <= columns; c += 4 * kLanes) multiply_add<Q, 4>(a, n, b + c, b_stride, out + c, out_stride);
+  for (; c + V * kLanes <= columns; c += V * kLanes) multiply_add<Q, V>(a, n, b + c, b_stride, out + c, out_stride);
   for (; c < columns; c += kLanes) multiply_add<Q, 1>(a, n, b + c, b_stride, out + c, out_stride);
 }
 
@@ -89,14 +91,20 @@ inline float soften(float* s, int n_valid, float* m, float* l) {
     f_store(s + i, p);
     sums = f_add(sums, p);
   }
-  float factor[kLanes];
-  f_store(factor, f_exp(f_set(*m - m_new)));
-  *l = *l * factor[0] + f_sum(sums);
+  const float before = *m;
   *m = m_new;
+  if (m_new == before) {
+    *l += f_sum(sums);
+    return 1.0f;
+  }
+  float factor[kLanes];
+  f_store(factor, f_exp(f_set(before - m_new)));
+  *l = *l * factor[0] + f_sum(sums);
   return factor[0];
 }
 
 inline void scale_row(float* row, int n, float factor) {
+  if (factor == 1.0f) return;
   for (int i = 0; i < n; i += kLanes) f_store(row + i, f_mul(f_load(row + i), f_set(factor)));
 }
 
@@ -106,13 +114,16 @@ inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
   const uint16_t* v = args.pages[page] + args.v_offset;
   int longest = 0;
   memset(queries.s, 0, (size_t)queries.n * sizeof queries.s[0]);
-  multiply_add_queries<kQueries>(queries.n, queries.q, args.head_dim, k, kPagePositions, kPagePositions, queries.s[0], kPagePositions);
+  int n_valid[kQueries];
+  for (int i = 0; i < queries.n; ++i) {
+    const int n = queries.n_seen[i] - start;
+    n_valid[i] = n < 0 ? 0 : n > kPagePositions ? kPagePositions : n;
+    longest = n_valid[i] > longest ? n_valid[i] : longest;
+  }
+  multiply_add_queries<kQueries>(queries.n, queries.q, args.head_dim, k, kPagePositions, longest, queries.s[0], kPagePositions);
   const float* weights[kQueries];
   for (int i = 0; i < queries.n; ++i) {
-    int n_valid = queries.n_seen[i] - start;
-    n_valid = n_valid < 0 ? 0 : n_valid > kPagePositions ? kPagePositions : n_valid;
-    longest = n_valid > longest ? n_valid : longest;
-    const float factor = soften(queries.s[i], n_valid, &queries.m[i], &queries.l[i]);
+    const float factor = soften(queries.s[i], n_valid[i], &queries.m[i], &queries.l[i]);
     scale_row(queries.o[i], args.v_stride, factor);
     weights[i] = queries.s[i];
   }

@@ -7,7 +7,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 16, kPanelRows = 12, kQueries = 6 };
+enum { kLanes = 16, kPanelRows = 12, kQueries = 12, kRegisters = 32 };
 
 typedef __m512 F;   // kLanes floats
 typedef __m512i I;  // kLanes int32
@@ -65,10 +65,12 @@ inline B b_insert(B low, B high, int mask) {
   return _mm512_ternarylogic_epi32(low, shifted, _mm512_set1_epi8((char)mask), 0xF8);
 }
 
+typedef int32_t __attribute__((may_alias)) Four;  // four bytes that are read as one lane
+
 // dot += w · x over the four bytes of each lane, the same four activations at `x` in all lanes. As a statement of assembly because
 // GCC 12 does not fold the broadcast into the instruction and spends a register and an instruction on each.
 inline I dot_unsigned(I dot, B w, const int8_t* x) {
-  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(dot) : "v"(w), "m"(*(const int32_t*)x));
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(dot) : "v"(w), "m"(*(const Four*)x));
   return dot;
 }
 
