@@ -89,7 +89,7 @@ Bench matmul(const Kernels& kernels, Format format, bool int8, int n_rows, size_
 
 struct AttendState {
   AnonymousMemory cache;
-  std::vector<const uint16_t*> pages;
+  std::vector<const uint8_t*> pages;
   Buffer<float> q, out;
   pyinfer::AttendArgs args;
 };
@@ -103,7 +103,7 @@ Bench attend(const Kernels& kernels, int n_rows, int depth) {
   state->cache = AnonymousMemory(n_pages * kOthers * head_halves * sizeof(uint16_t));
   auto* halves = reinterpret_cast<uint16_t*>(state->cache.data());
   for (size_t i = 0; i < n_pages * kOthers * head_halves; ++i) halves[i] = static_cast<uint16_t>(0x3000 + i % 509);
-  for (size_t i = 0; i < n_pages; ++i) state->pages.push_back(halves + i * kOthers * head_halves);
+  for (size_t i = 0; i < n_pages; ++i) state->pages.push_back(state->cache.data() + i * kOthers * head_halves * sizeof(uint16_t));
   const size_t stride = kHeads * kDim;
   state->q = random_values(static_cast<size_t>(n_rows) * stride);
   state->out = Buffer<float>(static_cast<size_t>(n_rows) * stride);
@@ -117,10 +117,10 @@ Bench attend(const Kernels& kernels, int n_rows, int depth) {
   args.head_dim = args.v_stride = kDim;
   args.first_position = depth;
   args.pages = state->pages.data();
-  args.v_offset = pyinfer::kPagePositions * kDim;
+  args.v_offset = pyinfer::kPagePositions * kDim * sizeof(uint16_t);
   const double seen = static_cast<double>(n_rows) * depth + n_rows * (n_rows + 1) / 2.0;
   const double bytes = static_cast<double>(depth + n_rows) * 2 * kDim * sizeof(uint16_t);
-  return {bytes, seen * 2 * kDim * kHeads, [state, call = kernels.attend] { call(state->args); }};
+  return {bytes, seen * 2 * kDim * kHeads, [state, call = kernels.attend[pyinfer::kKvF16]] { call(state->args); }};
 }
 
 struct RowState {

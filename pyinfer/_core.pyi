@@ -71,10 +71,8 @@ def packed_bytes(format: str, rows: int, cols: int) -> int:
 def pack(format: str, values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Quantises and packs float32 values of shape (rows, cols). Non-finite values raise ValueError."""
 
-def repack(
-    source: str, format: str, data: NDArray[np.uint8], rows: int, cols: int
-) -> NDArray[np.uint8]:
-    """Packs a matrix from a source's own blocks (row-major, `rows * cols / block` blocks), values kept where they fit."""
+def repack(source: str, format: str, data: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
+    """Packs a matrix from a source's own blocks (row-major), values kept where they fit."""
 
 def dequantize(source: str, data: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]:
     """Values of a source's blocks as float32 (rows, cols)."""
@@ -102,7 +100,7 @@ class ModelFile:
         """A copy of the bytes of one tensor as they lie in the file."""
 
 class Engine:
-    """A model ready to run: immutable, shared by threads; steps of several threads take turns on one pool of `threads` threads."""
+    """A model ready to run: immutable, shared by threads; their steps take turns on one pool of `threads` threads."""
 
     def __init__(
         self, file: ModelFile, threads: int = 0, activations: Literal["int8", "f32"] = "int8"
@@ -111,13 +109,13 @@ class Engine:
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
-    def memory(self, context: int) -> MemoryDict:
+    def memory(self, context: int, kv: Literal["f16", "q8"] = "f16") -> MemoryDict:
         """Bytes needed for one session of this context."""
 
 class Session:
     """One timeline of tokens with its KV cache. Not to be stepped by two threads at once (raises RequestError)."""
 
-    def __init__(self, engine: Engine, context: int) -> None: ...
+    def __init__(self, engine: Engine, context: int, kv: Literal["f16", "q8"] = "f16") -> None: ...
     @property
     def position(self) -> int:
         """Tokens held in the cache."""
@@ -133,9 +131,9 @@ class Session:
     ) -> NDArray[np.float32]:
         """Appends tokens; returns logits of shape (0 | 1 | n, n_vocab), a new array.
 
-        Runs in chunks of `chunk` rows without the GIL. Raises ContextFullError before any work if the tokens do not fit,
-        RequestError for an id outside the vocabulary, Cancelled after `cancel()`; Ctrl-C raises KeyboardInterrupt. After an
-        exception the position is where the last whole chunk ended.
+        Runs in chunks of `chunk` rows without the GIL. Raises ContextFullError before any work if the tokens do not
+        fit, RequestError for an id outside the vocabulary, Cancelled after `cancel()`; Ctrl-C raises
+        KeyboardInterrupt. After an exception the position is where the last whole chunk ended.
         """
     def step(self, token: int) -> NDArray[np.float32]:
         """Appends one token; returns a view of shape (n_vocab,) that the next step of this session overwrites."""
@@ -151,7 +149,7 @@ def forward(
     """Appends tokens to several sessions in one pass over the weights; logits per item as in `Session.eval`."""
 
 class Sampler:
-    """Picks tokens from logits by the chain documented in csrc/sampling/samplers.inc; same seed, same logits, same tokens."""
+    """Picks tokens from logits by the chain of csrc/sampling/samplers.inc; same seed, same logits, same tokens."""
 
     def __init__(self, n_vocab: int, params: SamplerParams) -> None:
         """Raises RequestError that names the parameter, its value and its limits."""

@@ -28,6 +28,12 @@ void bind_engine(py::module_& m);
 void bind_session(py::module_& m);
 void bind_sampler(py::module_& m);
 
+inline KvFormat kv_named(const std::string& name) {
+  if (name == "f16") return kKvF16;
+  if (name == "q8") return kKvQ8;
+  throw Error(ErrorKind::request, "kv: expected f16 or q8, found " + name);
+}
+
 inline std::span<const int32_t> token_span(const TokenArray& tokens) {
   if (tokens.ndim() != 1) throw Error(ErrorKind::request, "tokens: expected one dimension, found " + std::to_string(tokens.ndim()));
   return {tokens.data(), static_cast<size_t>(tokens.size())};

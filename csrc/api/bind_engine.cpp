@@ -14,8 +14,8 @@ Activations activations_named(const std::string& name) {
   throw Error(ErrorKind::request, "activations: expected int8 or f32, found " + name);
 }
 
-py::dict memory_dict(const Engine& engine, size_t context) {
-  const MemoryNeeds needs = engine.memory(context);
+py::dict memory_dict(const Engine& engine, size_t context, const std::string& kv) {
+  const MemoryNeeds needs = engine.memory(context, kv_named(kv));
   py::dict d;
   d["weights"] = needs.weights;
   d["kv_cache"] = needs.kv_cache;
@@ -33,7 +33,7 @@ void bind_engine(py::module_& m) {
            py::arg("file"), py::arg("threads") = 0, py::arg("activations") = "int8")
       .def_property_readonly("threads", &Engine::n_threads)
       .def_property_readonly("isa", &Engine::isa)
-      .def("memory", memory_dict, py::arg("context"));
+      .def("memory", memory_dict, py::arg("context"), py::arg("kv") = "f16");
 }
 
 }  // namespace pyinfer

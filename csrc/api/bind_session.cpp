@@ -25,8 +25,8 @@ Wanted wanted_named(const std::string& name) {
 // A session as Python holds it: may be closed before it is collected.
 class PySession {
  public:
-  PySession(std::shared_ptr<Engine> engine, size_t context)
-      : session_(std::make_shared<Session>(engine, context)), logits_(static_cast<py::ssize_t>(engine->spec().n_vocab)) {}
+  PySession(std::shared_ptr<Engine> engine, size_t context, const std::string& kv)
+      : session_(std::make_shared<Session>(engine, context, kv_named(kv))), logits_(static_cast<py::ssize_t>(engine->spec().n_vocab)) {}
 
   std::shared_ptr<Session> get() const {
     if (session_ == nullptr) throw Error(ErrorKind::request, "session: expected an open one, found it closed");
@@ -91,7 +91,7 @@ py::list forward_batch(Engine& engine, const std::vector<PyItem>& batch) {
 
 void bind_session(py::module_& m) {
   py::class_<PySession>(m, "Session")
-      .def(py::init<std::shared_ptr<Engine>, size_t>(), py::arg("engine"), py::arg("context"))
+      .def(py::init<std::shared_ptr<Engine>, size_t, const std::string&>(), py::arg("engine"), py::arg("context"), py::arg("kv") = "f16")
       .def_property_readonly("position", [](const PySession& s) { return s.get()->position(); })
       .def_property_readonly("context", [](const PySession& s) { return s.get()->context(); })
       .def(

@@ -1,5 +1,5 @@
 // IEEE half and bfloat16 in plain integers: the slow path for packing and for machines without conversion instructions.
-// Includes C headers only, so that kernels may use it (see "Instruction sets without tears" in ARCHITECTURE.md).
+// Includes C headers only, so that kernels may use it (see "Instruction sets" in ARCHITECTURE.md).
 #pragma once
 
 #include <stdint.h>

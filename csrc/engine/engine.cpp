@@ -25,8 +25,8 @@ Engine::Engine(std::shared_ptr<const ModelFile> file, int threads, Activations a
   file_->mapping().prefetch();
 }
 
-MemoryNeeds Engine::memory(size_t context) const {
-  return {file_->file_bytes(), KvShape::n_pages(context) * kv_shape().page_bytes(), workspace_.bytes()};
+MemoryNeeds Engine::memory(size_t context, KvFormat format) const {
+  return {file_->file_bytes(), KvShape::n_pages(context) * kv_shape(format).page_bytes(), workspace_.bytes()};
 }
 
 void Engine::check(int32_t token) const {

@@ -38,8 +38,8 @@ class Engine {
   const ModelSpec& spec() const { return model_.spec; }
   int n_threads() const { return pool_.n_threads(); }
   const char* isa() const { return workspace_.kernels.isa; }
-  KvShape kv_shape() const { return model_.kv_shape(); }
-  MemoryNeeds memory(size_t context) const;
+  KvShape kv_shape(KvFormat format) const { return model_.kv_shape(format); }
+  MemoryNeeds memory(size_t context, KvFormat format) const;
   // Throws unless the token is of the vocabulary.
   void check(int32_t token) const;
 

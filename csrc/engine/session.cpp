@@ -18,8 +18,8 @@ size_t checked_context(size_t context) {
 
 }  // namespace
 
-Session::Session(std::shared_ptr<Engine> engine, size_t context)
-    : engine_(std::move(engine)), context_(checked_context(context)), cache_(engine_->kv_shape(), context_) {}
+Session::Session(std::shared_ptr<Engine> engine, size_t context, KvFormat format)
+    : engine_(std::move(engine)), context_(checked_context(context)), cache_(engine_->kv_shape(format), context_) {}
 
 Occupied::Occupied(std::span<const BatchItem> items) : items_(items) {
   for (; n_ < items.size(); ++n_) {

@@ -14,7 +14,7 @@ namespace pyinfer {
 class Session {
  public:
   // Throws a request error unless 1 ≤ context ≤ 16777216, a memory error if the cache cannot be had.
-  Session(std::shared_ptr<Engine> engine, size_t context);
+  Session(std::shared_ptr<Engine> engine, size_t context, KvFormat format = kKvF16);
 
   Engine& engine() const { return *engine_; }
   size_t position() const { return position_; }

@@ -4,8 +4,9 @@
 // and at the end out = o / l. Pages begin at multiples of 64 whatever the batch, and every query has sums of its own, so its bits
 // do not depend on the other rows or on how a prompt was cut into chunks.
 //
-// Both products are the same small kernel: out(Q, columns) += a(Q, n) · b(n, columns) with b in halves; for scores b is a page
-// of K, (head_dim, positions), for the output a page of V, (positions, head_dim).
+// Both products are the same small kernel: out(Q, columns) += a(Q, n) · b(n, columns) with b as the cache keeps it; for scores b is a
+// page of K, (head_dim, positions), for the output a page of V, (positions, head_dim). Where the cache has a scale a position, it multiplies
+// the scores, and the weights before they meet V.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -15,6 +16,19 @@ namespace pyinfer {
 namespace {
 
 constexpr float kMinusInfinity = -3.0e38f;  // finite: differences of two must not be NaN
+
+// The kinds of cache: what a value is, and kLanes of them as floats.
+struct KvF16 {
+  typedef uint16_t Value;
+  static constexpr bool kScaled = false;
+  static F load(const Value* p) { return f_load_half(p); }
+};
+
+struct KvQ8 {
+  typedef int8_t Value;
+  static constexpr bool kScaled = true;
+  static F load(const Value* p) { return f_from_i(i_load_signed_bytes(p)); }
+};
 
 // The state of up to kQueries queries on their way through the pages.
 struct Queries {
@@ -28,8 +42,8 @@ struct Queries {
 };
 
 // V vectors of kLanes columns for Q rows: out += a · b.
-template <int Q, int V>
-inline void multiply_add(const float* const* a, int n, const uint16_t* b, int b_stride, float* out, int out_stride) {
+template <class Kv, int Q, int V>
+inline void multiply_add(const float* const* a, int n, const typename Kv::Value* b, int b_stride, float* out, int out_stride) {
   F sums[Q][V];
   PYINFER_UNROLL
   for (int i = 0; i < Q; ++i) {
@@ -39,7 +53,7 @@ inline void multiply_add(const float* const* a, int n, const uint16_t* b, int b_
   for (int k = 0; k < n; ++k, b += b_stride) {
     F row[V];
     PYINFER_UNROLL
-    for (int v = 0; v < V; ++v) row[v] = f_load_half(b + v * kLanes);
+    for (int v = 0; v < V; ++v) row[v] = Kv::load(b + v * kLanes);
     PYINFER_UNROLL
     for (int i = 0; i < Q; ++i) {
       const F factor = f_set(a[i][k]);
@@ -56,24 +70,25 @@ inline void multiply_add(const float* const* a, int n, const uint16_t* b, int b_
 
 // All columns, rounded up to whole vectors: as many at a time as leave the sums in registers. Each vector of halves costs a conversion
 // that Q queries share, so many queries with narrow steps beat few with wide ones.
-template <int Q>
-inline void multiply_add_columns(const float* const* a, int n, const uint16_t* b, int b_stride, int columns, float* out, int out_stride) {
+template <class Kv, int Q>
+inline void multiply_add_columns(const float* const* a, int n, const typename Kv::Value* b, int b_stride, int columns, float* out,
+                                 int out_stride) {
   constexpr int V = Q * 4 + 5 <= kRegisters ? 4 : 2;
   int c = 0;
-  for (; c + V * kLanes <= columns; c += V * kLanes) multiply_add<Q, V>(a, n, b + c, b_stride, out + c, out_stride);
-  for (; c < columns; c += kLanes) multiply_add<Q, 1>(a, n, b + c, b_stride, out + c, out_stride);
+  for (; c + V * kLanes <= columns; c += V * kLanes) multiply_add<Kv, Q, V>(a, n, b + c, b_stride, out + c, out_stride);
+  for (; c < columns; c += kLanes) multiply_add<Kv, Q, 1>(a, n, b + c, b_stride, out + c, out_stride);
 }
 
 // As above with the number of queries as a constant: 1 … Q.
-template <int Q>
-inline void multiply_add_queries(int n_queries, const float* const* a, int n, const uint16_t* b, int b_stride, int columns, float* out,
-                                 int out_stride) {
+template <class Kv, int Q>
+inline void multiply_add_queries(int n_queries, const float* const* a, int n, const typename Kv::Value* b, int b_stride, int columns,
+                                 float* out, int out_stride) {
   if constexpr (Q == 1) {
-    multiply_add_columns<1>(a, n, b, b_stride, columns, out, out_stride);
+    multiply_add_columns<Kv, 1>(a, n, b, b_stride, columns, out, out_stride);
   } else if (n_queries == Q) {
-    multiply_add_columns<Q>(a, n, b, b_stride, columns, out, out_stride);
+    multiply_add_columns<Kv, Q>(a, n, b, b_stride, columns, out, out_stride);
   } else {
-    multiply_add_queries<Q - 1>(n_queries, a, n, b, b_stride, columns, out, out_stride);
+    multiply_add_queries<Kv, Q - 1>(n_queries, a, n, b, b_stride, columns, out, out_stride);
   }
 }
 
@@ -108,10 +123,17 @@ inline void scale_row(float* row, int n, float factor) {
   for (int i = 0; i < n; i += kLanes) f_store(row + i, f_mul(f_load(row + i), f_set(factor)));
 }
 
+// Multiplies the scores or weights of a page by its scales.
+inline void scale_positions(float* s, const float* scales) {
+  PYINFER_UNROLL
+  for (int i = 0; i < kPagePositions; i += kLanes) f_store(s + i, f_mul(f_load(s + i), f_load(scales + i)));
+}
+
+template <class Kv>
 inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
   const int start = page * kPagePositions;
-  const uint16_t* k = args.pages[page] + args.k_offset;
-  const uint16_t* v = args.pages[page] + args.v_offset;
+  const auto* k = (const typename Kv::Value*)(args.pages[page] + args.k_offset);
+  const auto* v = (const typename Kv::Value*)(args.pages[page] + args.v_offset);
   int longest = 0;
   memset(queries.s, 0, (size_t)queries.n * sizeof queries.s[0]);
   int n_valid[kQueries];
@@ -120,16 +142,19 @@ inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
     n_valid[i] = n < 0 ? 0 : n > kPagePositions ? kPagePositions : n;
     longest = n_valid[i] > longest ? n_valid[i] : longest;
   }
-  multiply_add_queries<kQueries>(queries.n, queries.q, args.head_dim, k, kPagePositions, longest, queries.s[0], kPagePositions);
+  multiply_add_queries<Kv, kQueries>(queries.n, queries.q, args.head_dim, k, kPagePositions, longest, queries.s[0], kPagePositions);
   const float* weights[kQueries];
   for (int i = 0; i < queries.n; ++i) {
+    if constexpr (Kv::kScaled) scale_positions(queries.s[i], (const float*)(k + args.head_dim * kPagePositions));
     const float factor = soften(queries.s[i], n_valid[i], &queries.m[i], &queries.l[i]);
+    if constexpr (Kv::kScaled) scale_positions(queries.s[i], (const float*)(v + args.v_stride * kPagePositions));
     scale_row(queries.o[i], args.v_stride, factor);
     weights[i] = queries.s[i];
   }
-  multiply_add_queries<kQueries>(queries.n, weights, longest, v, args.v_stride, args.v_stride, queries.o[0], kMaxHeadDim);
+  multiply_add_queries<Kv, kQueries>(queries.n, weights, longest, v, args.v_stride, args.v_stride, queries.o[0], kMaxHeadDim);
 }
 
+template <class Kv>
 void attend(const AttendArgs& args) {
   Queries queries;
   const int n_queries = args.n_rows * args.n_heads;
@@ -147,7 +172,7 @@ void attend(const AttendArgs& args) {
       queries.l[i] = 0.0f;
       memset(queries.o[i], 0, (size_t)args.v_stride * sizeof(float));
     }
-    for (int page = 0; page * kPagePositions < n_seen; ++page) attend_page(queries, args, page);
+    for (int page = 0; page * kPagePositions < n_seen; ++page) attend_page<Kv>(queries, args, page);
     for (int i = 0; i < queries.n; ++i) {
       const int row = (first + i) / args.n_heads, head = (first + i) % args.n_heads;
       float* out = args.out + (size_t)row * args.out_stride + (size_t)(head * args.head_dim);

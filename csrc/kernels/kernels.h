@@ -42,6 +42,9 @@ struct MatmulArgs {
 };
 typedef void (*Matmul)(const MatmulArgs&);
 
+// How keys and values are kept: halves, or signed bytes with a float scale a position and head.
+enum KvFormat { kKvF16, kKvQ8, kKvFormats };
+
 // Attention of n_rows consecutive positions of one sequence, for the query heads that share one KV head.
 struct AttendArgs {
   const float* q;        // (n_rows, q_stride), of each row n_heads · head_dim; rotated and scaled
@@ -52,9 +55,9 @@ struct AttendArgs {
   int n_heads;           // query heads of the group
   int head_dim;
   int first_position;    // row r sees positions 0 … first_position + r
-  const uint16_t* const* pages;  // where each page begins; this head's K lies at k_offset, V at v_offset, in halves
-  size_t k_offset;       // K: (head_dim, kPagePositions)
-  size_t v_offset;       // V: (kPagePositions, v_stride)
+  const uint8_t* const* pages;  // where each page begins
+  size_t k_offset;       // in bytes: K (head_dim, kPagePositions), for q8 then kPagePositions scales
+  size_t v_offset;       // in bytes: V (kPagePositions, v_stride), for q8 then kPagePositions scales
   int v_stride;
 };
 
@@ -74,9 +77,9 @@ struct Kernels {
   void (*swiglu)(const float* gate, const float* up, size_t n, float* out);
   // Rotates pairs (i, i + half) of a head by angles with the given cosines and sines (half each), then scales `n` values.
   void (*rope)(float* head, const float* cosines, const float* sines, size_t half, size_t n, float scale);
-  // One position's K (as a column) and V (as a row) of one head into a page, as halves, saturating.
-  void (*store_kv)(const float* k, const float* v, int head_dim, uint16_t* k_column, uint16_t* v_row);
-  void (*attend)(const AttendArgs&);
+  // One position's K (as column `slot`) and V (as row `slot`) of one head into its places in a page; halves saturate.
+  void (*store_kv[kKvFormats])(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place, uint8_t* v_place);
+  void (*attend[kKvFormats])(const AttendArgs&);
 };
 
 }  // namespace pyinfer

@@ -147,11 +147,38 @@ inline void to_halves(const float* x, int n, uint16_t* out) {
   }
 }
 
-void store_kv(const float* k, const float* v, int head_dim, uint16_t* k_column, uint16_t* v_row) {
+void store_kv_f16(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place, uint8_t* v_place) {
   uint16_t halves[kMaxHeadDim];
   to_halves(k, head_dim, halves);
-  for (int i = 0; i < head_dim; ++i) k_column[i * kPagePositions] = halves[i];
-  to_halves(v, head_dim, v_row);
+  uint16_t* column = (uint16_t*)k_place + slot;
+  for (int i = 0; i < head_dim; ++i) column[i * kPagePositions] = halves[i];
+  to_halves(v, head_dim, (uint16_t*)v_place + slot * v_stride);
+}
+
+// `n` floats as bytes q = round(x · 127 / max|x|), n ≤ kMaxHeadDim; returns the scale max|x| / 127, NaN if a value is not finite.
+inline float to_bytes(const float* x, int n, int8_t* out) {
+  float padded[(int)kMaxHeadDim + (int)kLanes] = {};
+  memcpy(padded, x, (size_t)n * sizeof(float));
+  F largest = f_zero(), bad = f_zero();
+  for (int i = 0; i < n; i += kLanes) {
+    largest = f_max(largest, f_abs(f_load(padded + i)));
+    bad = f_fma(f_load(padded + i), f_zero(), bad);
+  }
+  const float magnitude = f_hmax(largest) + f_sum(bad);
+  const float inverse = magnitude >= kLeastMagnitude ? 127.0f / magnitude : 0.0f;
+  int8_t bytes[(int)kMaxHeadDim + (int)kLanes];
+  for (int i = 0; i < n; i += kLanes) i_store_bytes(bytes + i, f_round(f_mul(f_load(padded + i), f_set(inverse))));
+  memcpy(out, bytes, (size_t)n);
+  return magnitude / 127.0f;
+}
+
+void store_kv_q8(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place, uint8_t* v_place) {
+  int8_t bytes[kMaxHeadDim];
+  const float k_scale = to_bytes(k, head_dim, bytes);
+  for (int i = 0; i < head_dim; ++i) k_place[i * kPagePositions + slot] = (uint8_t)bytes[i];
+  memcpy(k_place + head_dim * kPagePositions + 4 * slot, &k_scale, sizeof k_scale);
+  const float v_scale = to_bytes(v, head_dim, (int8_t*)v_place + slot * v_stride);
+  memcpy(v_place + v_stride * kPagePositions + 4 * slot, &v_scale, sizeof v_scale);
 }
 
 }  // namespace

@@ -32,8 +32,8 @@ constexpr Kernels kTable = {
     rms_norm,
     swiglu,
     rope,
-    store_kv,
-    attend,
+    {store_kv_f16, store_kv_q8},
+    {attend<KvF16>, attend<KvQ8>},
 };
 
 }  // namespace

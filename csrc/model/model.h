@@ -33,7 +33,7 @@ struct Model {
   const float* rope_freqs;   // (rope_dim / 2)
 
   WorkspaceShape workspace_shape(size_t max_rows) const;
-  KvShape kv_shape() const { return {spec.n_layers, spec.n_kv_heads, spec.head_dim}; }
+  KvShape kv_shape(KvFormat format) const { return {spec.n_layers, spec.n_kv_heads, spec.head_dim, format}; }
 };
 
 }  // namespace pyinfer

@@ -26,10 +26,10 @@ class Group {
     float* k = w_.qkv + row * w_.qkv_stride + w_.q_width + kv_head_ * n;
     w_.kernels.rope(k, cosines, sines, pairs, n, 1.0f);
     KvCache& cache = *segment.cache;
-    uint16_t* page = cache.pages()[position / kPagePositions];
-    const size_t slot = position % kPagePositions;
-    w_.kernels.store_kv(k, k + w_.kv_width, static_cast<int>(n), page + cache.k_offset(layer_, kv_head_) + slot,
-                        page + cache.v_offset(layer_, kv_head_) + slot * cache.shape().v_stride());
+    uint8_t* page = cache.pages()[position / kPagePositions];
+    w_.kernels.store_kv[cache.shape().format](k, k + w_.kv_width, static_cast<int>(n), static_cast<int>(cache.shape().v_stride()),
+                                              static_cast<int>(position % kPagePositions), page + cache.k_offset(layer_, kv_head_),
+                                              page + cache.v_offset(layer_, kv_head_));
   }
 
   void attend(const Segment& segment, size_t offset, size_t n_rows) const {
@@ -48,7 +48,7 @@ class Group {
     args.k_offset = cache.k_offset(layer_, kv_head_);
     args.v_offset = cache.v_offset(layer_, kv_head_);
     args.v_stride = static_cast<int>(cache.shape().v_stride());
-    w_.kernels.attend(args);
+    w_.kernels.attend[cache.shape().format](args);
   }
 
  private:

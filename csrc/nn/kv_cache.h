@@ -1,11 +1,11 @@
-// The keys and values of one sequence, as halves, in pages of 64 positions. A page holds all layers and heads:
+// The keys and values of one sequence in pages of 64 positions. A page holds all layers and heads:
 //   [layer][kv head] { K (head_dim, 64), V (64, v_stride) }
-// K lies transposed so that 64 scores are computed side by side, V in rows so that an output head is.
+// K lies transposed so that 64 scores are computed side by side, V in rows so that an output head is. Values are halves, or signed
+// bytes with a float scale a position behind each K and each V.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "base/anonymous_memory.h"
@@ -18,11 +18,16 @@ struct KvShape {
   size_t n_layers;
   size_t n_kv_heads;
   size_t head_dim;
+  KvFormat format = kKvF16;
 
-  size_t v_stride() const { return round_up(head_dim, 16); }                           // halves
-  size_t head_halves() const { return kPagePositions * (head_dim + v_stride()); }
-  size_t page_bytes() const { return n_layers * n_kv_heads * head_halves() * sizeof(uint16_t); }
+  size_t v_stride() const { return round_up(head_dim, 16); }  // values
+  size_t k_bytes() const { return kPagePositions * position_bytes(head_dim); }
+  size_t v_bytes() const { return kPagePositions * position_bytes(v_stride()); }
+  size_t page_bytes() const { return n_layers * n_kv_heads * (k_bytes() + v_bytes()); }
   static size_t n_pages(size_t context) { return (context + kPagePositions - 1) / kPagePositions; }
+
+ private:
+  size_t position_bytes(size_t n) const { return format == kKvF16 ? n * sizeof(uint16_t) : n + sizeof(float); }
 };
 
 class KvCache {
@@ -30,21 +35,22 @@ class KvCache {
   // Room for `context` positions; memory becomes resident page by page as it is written.
   KvCache(const KvShape& shape, size_t context)
       : shape_(shape), memory_(KvShape::n_pages(context) * shape.page_bytes()), pages_(KvShape::n_pages(context)) {
-    for (size_t i = 0; i < pages_.size(); ++i) {
-      pages_[i] = reinterpret_cast<uint16_t*>(memory_.data() + i * shape.page_bytes());
-    }
+    for (size_t i = 0; i < pages_.size(); ++i) pages_[i] = memory_.data() + i * shape.page_bytes();
   }
 
   const KvShape& shape() const { return shape_; }
-  uint16_t* const* pages() const { return pages_.data(); }
-  size_t k_offset(size_t layer, size_t kv_head) const { return (layer * shape_.n_kv_heads + kv_head) * shape_.head_halves(); }
-  size_t v_offset(size_t layer, size_t kv_head) const { return k_offset(layer, kv_head) + kPagePositions * shape_.head_dim; }
+  uint8_t* const* pages() const { return pages_.data(); }
+  // Where K and V of a head lie in a page, in bytes.
+  size_t k_offset(size_t layer, size_t kv_head) const {
+    return (layer * shape_.n_kv_heads + kv_head) * (shape_.k_bytes() + shape_.v_bytes());
+  }
+  size_t v_offset(size_t layer, size_t kv_head) const { return k_offset(layer, kv_head) + shape_.k_bytes(); }
   size_t bytes() const { return memory_.size(); }
 
  private:
   KvShape shape_;
   AnonymousMemory memory_;
-  std::vector<uint16_t*> pages_;
+  std::vector<uint8_t*> pages_;
 };
 
 }  // namespace pyinfer

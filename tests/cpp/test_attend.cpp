@@ -1,5 +1,6 @@
 // Attention over pages of keys and values.
 #include <algorithm>
+#include <cmath>
 
 #include "base/buffer.h"
 #include "check.h"
@@ -12,15 +13,20 @@ namespace {
 
 // Keys and values of one KV head in pages that hold other things too, as attention meets them.
 struct Cache {
+  KvFormat format;
   std::size_t head_dim, v_stride, k_offset, v_offset;
-  std::vector<Buffer<std::uint16_t>> pages;
-  std::vector<const std::uint16_t*> starts;
-  std::vector<std::vector<double>> keys, values;  // (position, head_dim), as the halves hold them
+  std::vector<Buffer<std::uint8_t>> pages;
+  std::vector<const std::uint8_t*> starts;
+  std::vector<std::vector<double>> keys, values;  // (position, head_dim), as the cache holds them
 
-  Cache(const Kernels& kernels, Random& random, std::size_t dim, std::size_t n_positions)
-      : head_dim(dim), v_stride(reference::padded(dim, 16)), k_offset(192), v_offset(192 + dim * kPagePositions + 64) {
+  Cache(const Kernels& kernels, Random& random, KvFormat kind, std::size_t dim, std::size_t n_positions)
+      : format(kind),
+        head_dim(dim),
+        v_stride(reference::padded(dim, 16)),
+        k_offset(192),
+        v_offset(192 + (2 * dim + 4) * kPagePositions + 64) {
     for (std::size_t page = 0; page * kPagePositions < n_positions; ++page) {
-      pages.emplace_back(v_offset + v_stride * kPagePositions + 64);
+      pages.emplace_back(v_offset + (2 * v_stride + 4) * kPagePositions + 64);
       starts.push_back(pages.back().data());
     }
     for (std::size_t position = 0; position < n_positions; ++position) add(kernels, random, position);
@@ -28,13 +34,20 @@ struct Cache {
 
   void add(const Kernels& kernels, Random& random, std::size_t position) {
     const std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim);
-    std::uint16_t* page = pages[position / kPagePositions].data();
-    const std::size_t slot = position % kPagePositions;
-    kernels.store_kv(k.data(), v.data(), static_cast<int>(head_dim), page + k_offset + slot,
-                     page + v_offset + slot * v_stride);
-    keys.emplace_back(), values.emplace_back();
-    for (const float value : k) keys.back().push_back(reference::half_value(reference::nearest_half(value)));
-    for (const float value : v) values.back().push_back(reference::half_value(reference::nearest_half(value)));
+    std::uint8_t* page = pages[position / kPagePositions].data();
+    kernels.store_kv[format](k.data(), v.data(), static_cast<int>(head_dim), static_cast<int>(v_stride),
+                             static_cast<int>(position % kPagePositions), page + k_offset, page + v_offset);
+    keys.push_back(as_stored(k)), values.push_back(as_stored(v));
+  }
+
+  std::vector<double> as_stored(const std::vector<float>& x) const {
+    float greatest = 0;
+    for (const float value : x) greatest = std::max(greatest, std::abs(value));
+    std::vector<double> stored;
+    for (const float value : x)
+      stored.push_back(format == kKvF16 ? reference::half_value(reference::nearest_half(value))
+                                        : std::nearbyint(value * (127.0f / greatest)) * (greatest / 127.0f));
+    return stored;
   }
 
   // (n_rows, n_heads * head_dim + gap)
@@ -53,7 +66,7 @@ struct Cache {
     args.k_offset = k_offset;
     args.v_offset = v_offset;
     args.v_stride = static_cast<int>(v_stride);
-    kernels.attend(args);
+    kernels.attend[format](args);
     return out;
   }
 
@@ -67,7 +80,7 @@ struct Cache {
       reference::Sum score;
       for (std::size_t d = 0; d < head_dim; ++d) score.add(q[d] * keys[position][d]);
       scores.push_back(score.value);
-      score_error = std::max(score_error, static_cast<double>(head_dim + 2) * u * score.magnitude);
+      score_error = std::max(score_error, static_cast<double>(head_dim + 3) * u * score.magnitude);
     }
     const std::vector<double> p = reference::softmax(scores);
     const auto n = static_cast<double>(n_seen);
@@ -75,7 +88,7 @@ struct Cache {
       reference::Sum sum;
       for (std::size_t position = 0; position < n_seen; ++position) sum.add(p[position] * values[position][d]);
       CHECK_NEAR(out[d], sum.value,
-                 (2 * score_error + (2 * n + 8 * std::ceil(n / int{kPagePositions}) + 8) * u) * sum.magnitude);
+                 (2 * score_error + (2 * n + 8 * std::ceil(n / int{kPagePositions}) + 9) * u) * sum.magnitude);
     }
   }
 };
@@ -89,7 +102,8 @@ TEST(attend, matches_softmax) {
       for (const std::size_t first : {0, 1, 62, 63, 64, 65, 127, 200}) {
         const std::size_t n_rows = 1 + random.below(5), n_heads = 1 + random.below(7),
                           row_stride = n_heads * head_dim + 3;
-        const Cache cache(kernels, random, head_dim, first + n_rows);
+        const KvFormat format = random.below(2) ? kKvQ8 : kKvF16;
+        const Cache cache(kernels, random, format, head_dim, first + n_rows);
         const std::vector<float> q = random.normals(n_rows * row_stride, 3 / std::sqrt(static_cast<double>(head_dim)));
         const std::vector<float> out = cache.attend(kernels, q, n_rows, n_heads, first, row_stride);
         for (std::size_t row = 0; row < n_rows; ++row) {
@@ -110,7 +124,7 @@ TEST(attend, a_row_does_not_depend_on_its_neighbours) {
   on_every_isa([](const Kernels& kernels) {
     Random random(13);
     const std::size_t head_dim = 64, n_heads = 3, n_rows = 150, row_stride = n_heads * head_dim;
-    const Cache cache(kernels, random, head_dim, n_rows);
+    const Cache cache(kernels, random, kKvF16, head_dim, n_rows);
     const std::vector<float> q = random.normals(n_rows * row_stride, 0.4);
     const std::vector<float> together = cache.attend(kernels, q, n_rows, n_heads, 0, row_stride);
     for (std::size_t row = 0; row < n_rows; ++row) {
@@ -127,7 +141,7 @@ TEST(attend, with_extreme_scores) {
   on_every_isa([](const Kernels& kernels) {
     Random random(14);
     const std::size_t head_dim = 16, n_seen = 130;
-    const Cache cache(kernels, random, head_dim, n_seen);
+    const Cache cache(kernels, random, kKvF16, head_dim, n_seen);
     const std::vector<float> q = random.normals(head_dim, 200.0);
     const std::vector<float> out = cache.attend(kernels, q, 1, 1, n_seen - 1, head_dim);
     cache.check(q.data(), out.data(), n_seen);

@@ -247,8 +247,10 @@ TEST(engine, a_file_cut_while_in_use_is_an_error) {
 
 TEST(engine, memory_is_told) {
   const auto engine = make_engine();
-  const MemoryNeeds needs = engine->memory(100);
+  const MemoryNeeds needs = engine->memory(100, kKvF16);
   // Two pages of 64 positions: 2 layers, 2 heads, K of 8 and V of 8 padded to 16 halves a position.
   CHECK_EQUAL(needs.kv_cache, 2u * 64 * 2 * 2 * (8 + 16) * 2);
   CHECK(needs.weights > 0 && needs.workspace > 0);
+  // As bytes, with a float scale a position for K and one for V.
+  CHECK_EQUAL(engine->memory(100, kKvQ8).kv_cache, 2u * 64 * 2 * 2 * (8 + 4 + 16 + 4));
 }

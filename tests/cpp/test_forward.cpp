@@ -63,7 +63,7 @@ struct Runner {
   }
 
   std::vector<float> run(const std::vector<int>& tokens, std::size_t chunk) {
-    KvCache cache(model.kv_shape(), tokens.size());
+    KvCache cache(model.kv_shape(kKvF16), tokens.size());
     return run(cache, tokens, 0, chunk);
   }
 };
@@ -180,7 +180,7 @@ TEST(forward, bits_do_not_depend_on_the_rest_of_the_batch) {
     std::vector<std::vector<float>> logits;
     std::vector<BatchRow> rows;
     for (const std::vector<int>& tokens : sequences) {
-      caches.push_back(std::make_unique<KvCache>(runner.model.kv_shape(), 100));
+      caches.push_back(std::make_unique<KvCache>(runner.model.kv_shape(kKvF16), 100));
       logits.emplace_back(tokens.size() * 101);
       for (std::size_t i = 0; i < tokens.size(); ++i)
         rows.push_back({caches.back().get(), tokens[i], i, &logits.back()[i * 101]});
@@ -208,7 +208,7 @@ TEST(forward, only_the_rows_that_ask_get_logits) {
   Runner runner(active_kernels(), tiny, Activations::int8);
   const std::vector<int> tokens = random_tokens(random, 40, 101);
   const std::vector<float> all = runner.run(tokens, 512);
-  KvCache cache(runner.model.kv_shape(), 40);
+  KvCache cache(runner.model.kv_shape(kKvF16), 40);
   std::vector<float> some(40 * 101, -1.0f);
   std::vector<BatchRow> rows;
   for (std::size_t i = 0; i < 40; ++i) rows.push_back({&cache, tokens[i], i, i % 7 == 3 ? &some[i * 101] : nullptr});
@@ -222,7 +222,7 @@ TEST(forward, a_cancelled_pass_can_be_repeated) {
   Runner runner(active_kernels(), tiny, Activations::int8);
   const std::vector<int> tokens = random_tokens(random, 80, 101);
   const std::vector<float> expected = runner.run(tokens, 512);
-  KvCache cache(runner.model.kv_shape(), 80);
+  KvCache cache(runner.model.kv_shape(kKvF16), 80);
   runner.run(cache, std::vector<int>(tokens.begin(), tokens.begin() + 50), 0, 512);
   std::vector<float> unused(101);
   std::vector<BatchRow> rows;

@@ -96,13 +96,45 @@ TEST(rows, keys_and_values_are_stored_as_the_nearest_halves) {
     for (const std::size_t head_dim : {2, 6, 8, 14, 16, 48, 64, 80, 128, 1024}) {
       std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim, 1e4);
       k[0] = 1e6f, v[0] = 65520.0f, k[1] = -INFINITY, v[1] = -1e-7f;
-      std::vector<std::uint16_t> keys(head_dim * kPagePositions, 0xabcd), values(head_dim + 1, 0xabcd);
-      kernels.store_kv(k.data(), v.data(), static_cast<int>(head_dim), keys.data() + 5, values.data());
+      const std::size_t stride = reference::padded(head_dim, 16);
+      std::vector<std::uint16_t> keys(head_dim * kPagePositions, 0xabcd), values(stride * kPagePositions, 0xabcd);
+      kernels.store_kv[kKvF16](k.data(), v.data(), static_cast<int>(head_dim), static_cast<int>(stride), 5,
+                               reinterpret_cast<std::uint8_t*>(keys.data()),
+                               reinterpret_cast<std::uint8_t*>(values.data()));
       const auto stored = [](float x) { return reference::nearest_half(std::clamp(x, -65504.0f, 65504.0f)); };
       for (std::size_t i = 0; i < keys.size(); ++i)
         CHECK_EQUAL(keys[i], i % kPagePositions == 5 ? stored(k[i / kPagePositions]) : 0xabcd);
-      for (std::size_t i = 0; i < head_dim; ++i) CHECK_EQUAL(values[i], stored(v[i]));
-      CHECK_EQUAL(values[head_dim], 0xabcd);
+      for (std::size_t i = 0; i < values.size(); ++i)
+        CHECK_EQUAL(values[i], i / stride == 5 && i % stride < head_dim ? stored(v[i % stride]) : 0xabcd);
+    }
+  });
+}
+
+// One scale a position: q = round(x * 127 / max|x|), ties to even, the scale behind the page's integers.
+TEST(rows, keys_and_values_are_stored_as_bytes_with_a_scale) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(15);
+    for (const std::size_t head_dim : {2, 6, 8, 14, 16, 48, 64, 80, 128, 1024}) {
+      const std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim, 1e4);
+      const std::size_t stride = reference::padded(head_dim, 16), slot = 63;
+      std::vector<std::uint8_t> keys((head_dim + 4) * kPagePositions, 0xab), values((stride + 4) * kPagePositions, 0xab);
+      kernels.store_kv[kKvQ8](k.data(), v.data(), static_cast<int>(head_dim), static_cast<int>(stride),
+                              static_cast<int>(slot), keys.data(), values.data());
+      const auto check = [&](const std::vector<float>& x, const std::vector<std::uint8_t>& place, std::size_t width,
+                             std::size_t step, std::size_t first) {
+        float greatest = 0, scale = 0;
+        for (const float value : x) greatest = std::max(greatest, std::abs(value));
+        std::memcpy(&scale, &place[width * kPagePositions + 4 * slot], 4);
+        CHECK_EQUAL(scale, greatest / 127.0f);
+        for (std::size_t i = 0; i < head_dim; ++i)
+          CHECK_EQUAL(static_cast<int>(static_cast<std::int8_t>(place[first + i * step])),
+                      static_cast<int>(std::nearbyint(x[i] * (127.0f / greatest))));
+        std::size_t touched = 0;
+        for (const std::uint8_t byte : place) touched += byte != 0xab;
+        CHECK(touched <= head_dim + 4);
+      };
+      check(k, keys, head_dim, kPagePositions, slot);
+      check(v, values, stride, 1, slot * stride);
     }
   });
 }
