@@ -87,15 +87,21 @@ def _checked(key: str) -> str:
     return key
 
 
-def add(key: str, name: str, source: str, make: Callable[[Path], object]) -> Path:
-    """The model of this key; `make(path)` makes it when it is not there yet.
+def add(
+    key: str,
+    name: str,
+    source: str,
+    make: Callable[[Path], object],
+    usable: Callable[[Path], bool] = Path.is_file,
+) -> Path:
+    """The model of this key; `make(path)` makes it when there is none that is `usable`.
 
     Two processes do not make the same one twice: the second waits and takes what the first has made. `make`
     must write atomically: the path holds a whole model or nothing.
     """
     path = _made("models") / f"{_checked(key)}.bin"
     with locked(key):
-        if not path.is_file():
+        if not usable(path):
             make(path)
             note = {"name": name, "source": source, "created": _now()}
             write_whole(path.with_suffix(".json"), json.dumps(note, ensure_ascii=False) + "\n")

@@ -141,7 +141,7 @@ def _converted(path: Path, name: str, source: str, wanted: _Wanted) -> tuple[Pat
         make(output)
         return output, ""
     key = convert.content_key(path, weights=wanted.weights)
-    return store.add(key, name, source, make), key
+    return store.add(key, name, source, make, convert.is_sound), key
 
 
 def _temporary_folder() -> Path:
@@ -163,11 +163,13 @@ def _by_name(name: str, wanted: _Wanted) -> Path:
     if not wanted.cache:
         with published(name, progress=wanted.progress) as source:
             return _converted(source, name, _origin(name), wanted)[0]
+    from pyinfer import convert
+
     alias = _alias(name, wanted.weights)
     with store.locked(alias):
         moved = wanted.fresh and name not in KNOWN  # what KNOWN pins cannot have changed
         found = None if moved else store.named(alias)
-        return found or _fetched(name, alias, wanted)
+        return found if found and convert.is_sound(found) else _fetched(name, alias, wanted)
 
 
 def _fetched(name: str, alias: str, wanted: _Wanted) -> Path:

@@ -36,6 +36,7 @@ __all__ = ["Model", "load"]
 
 Activations: TypeAlias = Literal["int8", "f32"]
 DEFAULT_CONTEXT = 4096
+MOST_THREADS = 256  # as the core has it
 MOST_IDLE = 2  # sessions kept for the next request
 MOST_TOP = 1000
 
@@ -68,7 +69,7 @@ def load(
     """
     if not isinstance(path_or_name, (str, os.PathLike)):
         raise RequestError(f"path_or_name: expected a path or a name, found {type(path_or_name).__name__}")
-    _require_whole("threads", threads, 1)
+    _require_whole("threads", threads, 1, MOST_THREADS)
     _require_whole("context", context, 1)
     chosen = _activations(activations)
     from pyinfer import hub

@@ -32,7 +32,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**64 - 1),
 }
 _WHOLE = {"top_k", "penalty_window", "seed"}
-_BIAS_LIMIT = 1000.0
+_BIAS_LIMIT = 1000
 
 
 class SamplingFields(TypedDict, total=False):
@@ -129,7 +129,7 @@ def merged(params: SamplingParams | None, changes: SamplingFields) -> SamplingPa
 
 def _check(name: str, value: object, low: float, high: float, *, whole: bool) -> None:
     kinds = (int,) if whole else (int, float)
-    wanted = f"{'a whole number' if whole else 'a number'} from {low:g} to {high:.0f}"
+    wanted = f"{'a whole number' if whole else 'a number'} from {low:g} to {high}"
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         raise RequestError(f"{name}: expected {wanted}, found {value!r}")
 

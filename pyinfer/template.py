@@ -53,7 +53,7 @@ _STR_METHODS = frozenset((
 ))  # fmt: skip
 _DICT_METHODS = frozenset(("get", "items", "keys", "values"))
 _LIST_METHODS = frozenset(("count", "index"))
-_CHECK = "weighed value"  # not a word of the language, so no template can name it
+_CHECK = "weighed value"  # not a word of the language; `map` can name it all the same, which does no harm
 _LOOP = "counted loop"
 _JOIN = "joined text"
 

@@ -163,9 +163,9 @@ constexpr bool carries_over() {
     return false;
   } else if constexpr (std::is_same_v<S, SourceQ4_0>) {
     return std::is_same_v<F, Q4>;
-  } else if constexpr (std::is_same_v<S, SourceQ4_1> || std::is_same_v<S, SourceQ4_K>) {
+  } else if constexpr (std::is_same_v<S, SourceQ4_1>) {
     return std::is_same_v<F, Q4M> || std::is_same_v<F, Q8M>;
-  } else if constexpr (std::is_same_v<S, SourceQ5_1> || std::is_same_v<S, SourceQ5_K>) {
+  } else if constexpr (std::is_same_v<S, SourceQ5_1>) {
     return std::is_same_v<F, Q8M>;
   } else if constexpr (std::is_same_v<S, SourceQ5_0> || std::is_same_v<S, SourceQ8_0>) {
     return std::is_same_v<F, Q8> || std::is_same_v<F, Q8M>;

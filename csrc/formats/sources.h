@@ -2,8 +2,8 @@
 //
 // A source type has `kValues` a block of `kBytes`, and
 //   decode(block, i, out)   the i-th run of 32 values as floats, bit-equal to gguf's own dequantisation;
-//   integers(block, i, out) the same run as integers with a scale (and a minimum) in halves, for types that have them:
-//                           exact for the 32-value types; for Q4_K and Q5_K the products d·scale and dmin·min round to half.
+//   integers(block, i, out) the same run as integers with a scale (and a minimum) in halves, for types of 32 values a block;
+//   quants(block, i, out)   the integers alone, for types of 256 values, whose scales are packed in a form of their own.
 #pragma once
 
 #include <cstdint>
@@ -140,12 +140,6 @@ inline void read_k_nibbles(const uint8_t* nibbles, int i, int8_t* q) {
 template <class K>
 struct KSource {
   static constexpr int kValues = 256;
-  static void integers(const uint8_t* p, int i, Block& out) {
-    const KRun run = read_k_run(p, i);
-    out.d = float_to_half(run.scale);
-    out.m = float_to_half(-run.least);
-    K::quants(p, i, out.q);
-  }
   static void decode(const uint8_t* p, int i, float* out) {
     const KRun run = read_k_run(p, i);
     int8_t q[kBlock];

@@ -20,7 +20,7 @@ from pyinfer import _core
 from pyinfer.cli import opened, terminal
 from pyinfer.cli import options as common
 from pyinfer.convert.metadata import Metadata
-from pyinfer.errors import RequestError
+from pyinfer.errors import ModelFileError, RequestError
 from pyinfer.tokenizer import Tokenizer
 
 ROWS = 64
@@ -62,7 +62,7 @@ def execute(options: argparse.Namespace) -> int:
     tokenizer, bos = Tokenizer.open(file), _opening_token(file)
     ctx = options.ctx or min(512, file.spec["context"])
     tokens = np.asarray(tokenizer.encode(text.removesuffix("\n"), add_special=True), np.int32)
-    chunks = _chunks(tokens, ctx, file.spec["context"], options.chunks)
+    chunks = _chunks(tokens, ctx, file.spec["context"], options)
     session = _core.Session(_core.Engine(file, options.threads or 0, opened.activations(options)), ctx)
     with terminal.progress("tokens") as progress:
         scores = []
@@ -83,13 +83,16 @@ def _opening_token(file: _core.ModelFile) -> int | None:
     return metadata.bos if metadata.add_bos else None
 
 
-def _chunks(tokens: NDArray[np.int32], ctx: int, context: int, most: int | None) -> list[NDArray[np.int32]]:
+def _chunks(
+    tokens: NDArray[np.int32], ctx: int, context: int, options: argparse.Namespace
+) -> list[NDArray[np.int32]]:
     if ctx > context:
         raise RequestError(f"ctx: expected at most {context}, the context of the model, found {ctx}")
     if len(tokens) < ctx:
-        raise RequestError(f"expected a text of at least {ctx} tokens, one chunk, found {len(tokens)}")
+        wanted = f"expected a text of at least {ctx} tokens, one chunk"
+        raise RequestError(f"{options.perplexity}: {wanted}, found {len(tokens)}")
     whole = [tokens[start : start + ctx] for start in range(0, len(tokens) - ctx + 1, ctx)]
-    return whole[:most]
+    return whole[: options.chunks]
 
 
 def _score(
@@ -118,6 +121,8 @@ def log_likelihoods(logits: NDArray[np.float32], targets: NDArray[np.int32]) -> 
 
 def summary(scores: NDArray[np.float64], chunks: int, ctx: int, text_tokens: int) -> Perplexity:
     """Perplexity and its standard error from the log-likelihoods of all scored tokens."""
+    if not np.isfinite(scores).all():
+        raise ModelFileError("expected finite logits, found others: the model's weights are not sound")
     perplexity = math.exp(-scores.mean())
     error = math.sqrt(scores.var() / max(1, len(scores) - 1))
     return Perplexity(perplexity, perplexity * error, len(scores), chunks, ctx, text_tokens)

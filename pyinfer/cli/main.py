@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     if argv is None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        _open_closed_streams()
         _write_any_text()
     try:
         code = _exit_code(list(sys.argv[1:] if argv is None else argv))
@@ -105,6 +106,20 @@ class _Version(argparse.Action):
 
         print(f"pyinfer {version('pyinfer')}")
         parser.exit()
+
+
+def _open_closed_streams() -> None:
+    """Whoever started us may have closed standard streams: nothing comes in then, and what goes out has no reader."""
+    sys.stdin = sys.stdin or os.fdopen(os.open(os.devnull, os.O_RDONLY))
+    sys.stdout = sys.stdout or os.fdopen(_gone(), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def _gone() -> int:
+    """A pipe without a reader."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
 
 
 def _write_any_text() -> None:

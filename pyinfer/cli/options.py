@@ -23,8 +23,7 @@ __all__ = [
 SOURCE_HELP = "smollm2, hf:ORG/REPO[:FILE], or a path: GGUF file, Hugging Face folder, llama2.c file"
 MODEL_HELP = f"{SOURCE_HELP}, model.bin"
 WEIGHTS = ("q4", "q8", "f16", "bf16", "f32")
-
-WEIGHTS = ("q4", "q8", "f16", "bf16", "f32")
+MOST = 2**31 - 1  # what the core's whole numbers hold
 
 
 def count(least: int = 1) -> Callable[[str], int]:
@@ -37,6 +36,8 @@ def count(least: int = 1) -> Callable[[str], int]:
             value = least - 1
         if value < least:
             raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text!r}")
+        if value > MOST:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at most {MOST}, found {text!r}")
         return value
 
     return parse
@@ -131,6 +132,8 @@ def sampling_params(options: argparse.Namespace) -> SamplingParams:
     }
     if options.logit_bias:
         given["logit_bias"] = dict(options.logit_bias)
+        if len(given["logit_bias"]) < len(options.logit_bias):
+            raise RequestError("--logit-bias: expected each token once, found one twice")
     if options.greedy:
         if given.get("temperature", 0):
             raise RequestError(f"--greedy is --temp 0, but --temp {given['temperature']:g} was given too")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyinfer import _core
 from pyinfer.convert import gguf_model, huggingface, llama2c
 from pyinfer.convert.checkpoint import Checkpoint, Spec, in_file
 from pyinfer.convert.identity import key_of
@@ -20,7 +21,7 @@ from pyinfer.convert.writer import MAGIC, Progress, write_model
 from pyinfer.errors import ModelFileError
 from pyinfer.vocabulary import check_ids, open_vocabulary
 
-__all__ = ["READERS", "Reader", "SourceInfo", "content_key", "convert", "inspect", "open_source"]
+__all__ = ["READERS", "Reader", "SourceInfo", "content_key", "convert", "inspect", "is_sound", "open_source"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,15 @@ def convert(
     """
     with in_file(Path(source)):
         return write_model(open_source(source), Path(output), weights, progress)
+
+
+def is_sound(path: Path) -> bool:
+    """Whether this is a model.bin that passes the checks of opening one; what a failing disk has cut is not."""
+    try:
+        _core.ModelFile(str(path))
+    except (ModelFileError, FileNotFoundError):
+        return False
+    return True
 
 
 def content_key(path: str | os.PathLike[str], *, weights: str | None = None) -> str:

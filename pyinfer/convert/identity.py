@@ -20,14 +20,18 @@ _CHUNK = 4 << 20
 
 def sampled_digest(path: Path) -> str:
     """Size, the first 32 MiB (all headers, vocabularies and tensor tables) and 256 blocks spread evenly
-    over the rest.
+    over the rest. A file with a rest counts its time of change too: an edit between the blocks must not
+    be missed, and a copy that is converted once more is the lesser evil.
     """
     descriptor = open_regular(path)
     try:
-        size = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        size = status.st_size
         front = min(size, _WHOLE)
         digest = hashlib.sha256(f"{size}:".encode() + read_exactly(descriptor, 0, front).tobytes())
         rest = size - front
+        if rest:
+            digest.update(f"{status.st_mtime_ns}:".encode())
         block = min(_SAMPLE_BYTES, rest)
         for i in range(_SAMPLES if rest else 0):
             at = front + (rest - block) * i // (_SAMPLES - 1)

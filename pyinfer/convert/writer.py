@@ -152,7 +152,7 @@ class _Sums:
 
 
 @contextmanager
-def _temporary(output: Path) -> Iterator[int]:
+def _temporary(output: Path) -> Iterator[_File]:
     """A locked file beside the output that becomes the output when all goes well, and is removed when not.
 
     Its name is fixed, so a later run takes over what a killed one left; the lock keeps two runs apart.
@@ -161,8 +161,9 @@ def _temporary(output: Path) -> Iterator[int]:
     descriptor = _locked(path)
     try:
         os.ftruncate(descriptor, 0)
-        yield descriptor
-        os.fsync(descriptor)
+        file = _File(descriptor, output)
+        yield file
+        file.sync()
         os.replace(path, output)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -196,11 +197,30 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(descriptor, view, offset)
-        view, offset = view[done:], offset + done
+@dataclass(frozen=True)
+class _File:
+    """What is written to, and the name that it will have, for errors."""
+
+    descriptor: int
+    output: Path
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data)
+        with self._named():
+            while view:
+                done = os.pwrite(self.descriptor, view, offset)
+                view, offset = view[done:], offset + done
+
+    def sync(self) -> None:
+        with self._named():
+            os.fsync(self.descriptor)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.output)) from None
 
 
 @dataclass(frozen=True)
@@ -296,9 +316,11 @@ def _check_blobs(layout: _Layout) -> None:
 
 
 def _check_output(checkpoint: Checkpoint, output: Path, needed: int) -> None:
-    """Refuses an output that is a source or a folder, and a disk that is too small."""
+    """Refuses an output that is a source, a folder or a device, and a disk that is too small."""
     if output.is_dir():
         raise IsADirectoryError(errno.EISDIR, "expected a file to write, found a folder", str(output))
+    if output.exists() and not output.is_file():  # a rename would put a file in the place of the device
+        raise OSError(errno.EINVAL, "expected a regular file or none, found something else", str(output))
     if output.exists() and any(os.path.samefile(output, path) for path in checkpoint.files):
         raise ModelFileError(f"{output}: expected another file than the source, found the same")
     free = shutil.disk_usage(output.parent).free
@@ -326,16 +348,17 @@ def write_model(
     with (
         ThreadPoolExecutor(workers) as pool,
         ThreadPoolExecutor(1) as hashing,
-        _temporary(output) as descriptor,
+        _temporary(output) as file,
     ):
         try:
-            files = [hashing.submit(checksum, path, stop.is_set) for path in checkpoint.files]
+            sources = [hashing.submit(checksum, path, stop.is_set) for path in checkpoint.files]
             sums, records = _Sums(), []
             results = _in_order(_jobs(places), pool, workers + 1)
-            for item, crc in _write_weights(descriptor, results, layout, sums, progress):
+            for item, crc in _write_weights(file, results, layout, sums, progress):
                 records.append(_record(item, crc, layout.weights_offset))
-            metadata = _final_metadata(first, tuple(file.result() for file in files), sums.landings(places))
-            _write_front(descriptor, layout, checkpoint.spec, b"".join(records), metadata)
+            files = tuple(source.result() for source in sources)
+            metadata = _final_metadata(first, files, sums.landings(places))
+            _write_front(file, layout, checkpoint.spec, b"".join(records), metadata)
         except BaseException:
             stop.set()
             raise
@@ -343,7 +366,7 @@ def write_model(
 
 
 def _write_weights(
-    descriptor: int,
+    file: _File,
     results: Iterator[tuple[_Job, _Packed]],
     layout: _Layout,
     sums: _Sums,
@@ -353,7 +376,7 @@ def _write_weights(
     crc = at = 0
     for job, packed in results:
         data = packed.data.data
-        _write(descriptor, data, layout.weights_offset + job.place.offset + at)
+        file.write(data, layout.weights_offset + job.place.offset + at)
         crc, at = zlib.crc32(data, crc), at + len(data)
         sums.add(job.place, packed)
         if progress:
@@ -363,9 +386,9 @@ def _write_weights(
             crc = at = 0
 
 
-def _write_front(descriptor: int, layout: _Layout, spec: Spec, table: bytes, metadata: Metadata) -> None:
+def _write_front(file: _File, layout: _Layout, spec: Spec, table: bytes, metadata: Metadata) -> None:
     """Everything before the weights; the metadata fills what was set aside with spaces, which JSON allows."""
     blob = metadata.to_json().ljust(layout.metadata_bytes)
-    _write(descriptor, blob, layout.metadata_offset)
-    _write(descriptor, layout.tokenizer, layout.tokenizer_offset)
-    _write(descriptor, _head(layout, spec, table, blob), 0)
+    file.write(blob, layout.metadata_offset)
+    file.write(layout.tokenizer, layout.tokenizer_offset)
+    file.write(_head(layout, spec, table, blob), 0)

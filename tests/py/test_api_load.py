@@ -65,12 +65,13 @@ def test_the_default_context_is_no_larger_than_4096() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": 0}, "threads: expected a whole number of at least 1, found 0"),
+        ({"threads": 0}, "threads: expected a whole number from 1 to 256, found 0"),
         ({"threads": -1}, "threads: .* found -1"),
         ({"threads": 1.5}, "threads: .* found 1.5"),
         ({"threads": "2"}, "threads: .* found '2'"),
         ({"threads": True}, "threads: .* found True"),
-        ({"threads": 10**6}, "threads: expected 1 to .* found 1000000"),
+        ({"threads": 257}, "threads: expected a whole number from 1 to 256, found 257"),
+        ({"threads": 10**12}, "threads: .* found 1000000000000"),
         ({"context": 0}, "context: expected a whole number of at least 1, found 0"),
         ({"context": 513}, "context: expected at most 512, for which the model was trained, found 513"),
         ({"context": 2**70}, "context: expected at most 512"),

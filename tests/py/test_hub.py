@@ -50,6 +50,14 @@ def test_a_gguf_is_converted_once_and_a_model_file_is_itself(gguf: Path) -> None
     assert (entry.name, entry.source, entry.path) == ("tiny.gguf", str(gguf), model)
 
 
+def test_a_damaged_model_in_the_cache_is_made_again(gguf: Path) -> None:
+    path = hub.resolve(gguf)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    assert hub.resolve(gguf) == path
+    assert path.read_bytes() == whole
+
+
 def test_the_key_is_the_content_not_the_path(gguf: Path, tmp_path: Path) -> None:
     model = hub.resolve(gguf)
     other = tmp_path / "other.gguf"

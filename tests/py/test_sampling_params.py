@@ -31,6 +31,13 @@ def test_a_value_outside_its_limits_is_refused_by_name(name: str, value: object)
     assert "\n" not in str(error.value)
 
 
+def test_limits_are_told_exactly() -> None:
+    with pytest.raises(
+        RequestError, match=f"^seed: expected a whole number from 0 to {2**64 - 1}, found {2**64}$"
+    ):
+        SamplingParams(seed=2**64)
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_numbers_are_no_fractions(name: str) -> None:
     with pytest.raises(RequestError, match=f"^{name}: expected a whole number"):

@@ -76,7 +76,7 @@ SHAPES = (
                "ffn_down": "Q5_1", "attn_output": "F32", "token_embd": "F16", "output": "Q4_1"},
     ),
 )  # fmt: skip
-TYPE_SHAPES = tuple(Shape(f"all_{kind}", 256, 4, 2, 512, n_vocab=272, kind=kind) for kind in TYPES)
+TYPE_SHAPES = tuple(Shape(f"all_{kind}", 256, 4, 2, 512, n_vocab=301, kind=kind) for kind in TYPES)
 
 
 def named(name: str) -> Shape:

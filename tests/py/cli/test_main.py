@@ -96,6 +96,7 @@ def test_version_is_that_of_the_package() -> None:
         ["run"],
         ["run", "m", "p", "--threads", "0"],
         ["run", "m", "p", "--threads", "two"],
+        ["run", "m", "p", "--threads", "999999999999"],
         ["run", "m", "p", "-n", "-1"],
         ["run", "m", "p", "--logit-bias", "5"],
         ["run", "m", "p", "--nonsense"],
@@ -176,6 +177,23 @@ def test_a_reader_that_goes_away_is_quiet(argument: str, codes: set[int]) -> Non
         os.close(writing)
     assert done.returncode in codes
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "code"),
+    [
+        (("list",), ">&-", 141),
+        (("cpu",), "<&-", 0),
+        (("run", "no-such-model", "hi"), "<&- 2>&-", 1),
+        (("run", "no-such-model"), "<&-", 1),
+        (("tokenize", "no-such-model"), "<&-", 1),
+    ],
+)
+def test_closed_standard_streams_are_no_bug(arguments: tuple[str, ...], closed: str, code: int) -> None:
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "pyinfer", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -13,9 +13,11 @@ import pytest
 import gguf_writer
 import pyinfer
 from pyinfer import _core
+from pyinfer.cli.eval import summary
 from pyinfer.cli.main import VERBS
 from pyinfer.cli.options import WEIGHTS
 from pyinfer.convert.landing import WEIGHTS as CONVERTED_WEIGHTS
+from pyinfer.errors import ModelFileError
 
 ROOT = Path(__file__).parents[3]
 STORIES = ROOT / "tests" / "data" / "stories260K.bin"
@@ -234,6 +236,11 @@ def test_eval_refuses(
     assert (done.returncode, done.stdout) == (1, "")
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_eval_has_no_perplexity_for_logits_that_are_no_numbers() -> None:
+    with pytest.raises(ModelFileError, match="expected finite logits"):
+        summary(np.array([-1.0, np.nan]), 1, 4, 4)
 
 
 # bench

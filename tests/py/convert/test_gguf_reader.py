@@ -49,7 +49,7 @@ def test_malformed_file_is_refused(name: str, tmp_path: Path) -> None:
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message
     assert re.search(word, message.removeprefix(str(path))), message
-    assert seconds < 0.05 and peak < 8 << 20
+    assert seconds < 0.5 and peak < 8 << 20  # a Pi takes ten times as long as a desktop
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:

@@ -77,8 +77,9 @@ def test_full_disk_leaves_nothing(
         return real(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         convert.convert(source, tmp_path / "a.bin")
+    assert caught.value.filename == str(tmp_path / "a.bin")
     assert names(tmp_path) == []
     (tmp_path / "a.bin").write_bytes(b"old")
     calls[0] = 0
@@ -139,6 +140,14 @@ def test_unwritable_places_are_named(source: Path, tmp_path: Path) -> None:
         convert.convert(source, tmp_path)
     with pytest.raises(OSError, match="proc"):
         convert.convert(source, "/proc/a.bin")
+
+
+def test_a_device_is_not_replaced_by_a_file(source: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "a.bin"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="expected a regular file or none"):
+        convert.convert(source, pipe)
+    assert pipe.is_fifo() and names(tmp_path) == ["a.bin"]
 
 
 def test_leftover_of_a_killed_run_is_taken_over(source: Path, whole: bytes, tmp_path: Path) -> None:

@@ -150,11 +150,9 @@ def unpack(name: str, data: NDArray[np.uint8], rows: int, cols: int) -> NDArray[
     """Values of one packed tensor, shape (rows, cols)."""
     if name == "vector":
         return data.view("<f4").reshape(rows, cols)
-    if name in ("f32", "f16", "bf16"):
-        tiles = _float_tiles
-    else:
-        tiles = _super_tiles if name.endswith("k") else _quantised_tiles
-    return tiles(name, data, rows)[:rows, :cols]
+    kinds = {"f32": _float_tiles, "f16": _float_tiles, "bf16": _float_tiles}
+    kinds |= {"q4k": _super_tiles, "q5k": _super_tiles, "q6k": _super_tiles}
+    return kinds.get(name, _quantised_tiles)(name, data, rows)[:rows, :cols]
 
 
 def _float_tiles(name: str, data: NDArray[np.uint8], rows: int) -> NDArray[np.float32]:
@@ -184,7 +182,9 @@ def _super_tiles(name: str, data: NDArray[np.uint8], rows: int) -> NDArray[np.fl
     high = {"q4k": 0, "q5k": 512, "q6k": 1024}[name]
     tiles = data.reshape(-(-rows // TILE_ROWS), -1, 64 + 256 + 2048 + high)
     n, groups = tiles.shape[:2]
-    low = _nibbles(tiles[:, :, 320 : 320 + 2048].reshape(n, groups * 4, 512)).reshape(n, TILE_ROWS, groups, 8, BLOCK)
+    low = _nibbles(tiles[:, :, 320 : 320 + 2048].reshape(n, groups * 4, 512)).reshape(
+        n, TILE_ROWS, groups, 8, BLOCK
+    )
     integers = low + 16 * _high_bits(name, tiles[:, :, 320 + 2048 :])
     d = _halves_of_rows(tiles[:, :, :32])
     if name == "q6k":
