@@ -230,31 +230,6 @@ TEST(formats, sources_are_carried_over_exactly) {
   }
 }
 
-// K sources in formats with a scale a block: the products of scale and sub-scale round to halves, so a weight moves by at most half a
-// step of each.
-TEST(formats, k_sources_in_plain_formats_move_by_no_more_than_their_scales_round) {
-  Random random(7);
-  const std::size_t rows = 5, cols = 512;
-  for (const auto& [source, format] :
-       {std::pair{Source::Q4_K, Format::q4m}, {Source::Q5_K, Format::q8m}, {Source::Q4_K, Format::q8m}}) {
-    const std::vector<std::uint8_t> data = random_blocks(random, source, rows * cols / 256, {0, 2});
-    std::vector<float> expected(rows * cols);
-    dequantize(source, data.data(), rows, cols, expected.data());
-    std::vector<std::uint8_t> bytes(packed_bytes(format, rows, cols));
-    repack(source, format, data.data(), rows, cols, bytes.data());
-    const std::vector<float> found = unpacked(format, bytes, rows, cols);
-    for (std::size_t row = 0; row < rows; ++row) {
-      for (std::size_t col = 0; col < cols; ++col) {
-        const reference::Place place = reference::place_of(format, cols, row, col);
-        const double d =
-            std::abs(reference::scale_at(format, bytes, place) * reference::integer_at(format, bytes, place));
-        const double m = std::abs(reference::minimum_at(format, bytes, place));
-        CHECK_NEAR(found[row * cols + col], expected[row * cols + col], (d + m) * 0x1p-11 * 1.001 + 32 * 0x1p-25);
-      }
-    }
-  }
-}
-
 TEST(formats, k_formats_take_k_blocks_only) {
   const std::vector<float> values(256, 1.0f);
   std::vector<std::uint8_t> bytes(packed_bytes(Format::q6k, 1, 256)), blocks(256);
