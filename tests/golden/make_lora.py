@@ -1,15 +1,16 @@
 """Makes the folder lora/ beside it: a tiny random model, adapters that PEFT writes, and PEFT's float32 logits.
 
-    pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2
-    python tests/golden/make_lora.py
+    pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 gguf==0.19.0
+    python tests/golden/make_lora.py llama.cpp/convert_lora_to_gguf.py
 
 lora/base/            a LLaMA of two layers in half precision; its tied form is the same without `lm_head.weight`
 lora/<adapter>/       what PEFT's `save_pretrained` wrote for one setting of `LoraConfig`
+lora/plain.gguf       the adapter `plain` as llama.cpp's converter writes it
 lora/cases.json       for each case: the base, the stack as [adapter, weight] and the tokens
 lora/logits.npz       for each case PEFT's logits after every token
 
-Whatever an adapter holds is random, also what PEFT starts at zero, so that nothing can be left out unnoticed. Logits come
-from the folders as PEFT reads them back, on the CPU, in float32.
+Whatever an adapter holds is random, also what PEFT starts at zero, so that nothing can be left out unnoticed. Logits
+come from the folders as PEFT reads them back, on the CPU, in float32.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -182,17 +185,20 @@ def base(kind: str) -> LlamaForCausalLM:
 
 
 def shake(model: PeftModel) -> None:
-    """Random values for everything that the adapter trains, of a size that moves the logits plainly."""
+    """Random values for everything that the adapter trains, of a size that moves the logits plainly.
+
+    In place, since the two halves of a tied adapter share their storage.
+    """
     for name, values in model.named_parameters():
         if not values.requires_grad:
             continue
         noise = torch.randn_like(values)
         if "lora_embedding_A" in name or "lora_A" in name:
-            values.data = noise * 0.6 * values.shape[-1] ** -0.5
+            values.data.copy_(noise * 0.6 * values.shape[-1] ** -0.5)
         elif "lora_embedding_B" in name:
-            values.data = noise * 0.8
+            values.data.copy_(noise * 0.8)
         elif "lora_B" in name:
-            values.data = noise * 0.3
+            values.data.copy_(noise * 0.3)
         elif "magnitude" in name:
             values.data *= 1 + 0.2 * noise
         else:  # biases and copies of the base's own tensors
@@ -261,7 +267,13 @@ def write_cases(found: list[tuple[Case, np.ndarray]]) -> None:
     np.savez_compressed(HERE / "logits.npz", **{case.name: values for case, values in found})
 
 
-def main() -> None:
+def make_gguf(converter: str) -> None:
+    """Writes plain.gguf."""
+    command = [sys.executable, converter, "--outtype", "f32", "--outfile", str(HERE / "plain.gguf")]
+    subprocess.run([*command, "--base", str(HERE / "base"), str(HERE / "plain")], check=True)
+
+
+def main(converter: str) -> None:
     """Makes everything anew."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -283,7 +295,8 @@ def main() -> None:
         (Case("stack_dora", "untied", [("dora", 1.0), ("plain", 1.0)], TOKENS), with_dora_first(TOKENS))
     )
     write_cases(found)
+    make_gguf(converter)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
