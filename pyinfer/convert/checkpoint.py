@@ -138,6 +138,25 @@ def _check_factor(name: str, value: float) -> None:
         raise ModelFileError(f"{name}: expected a number {wanted}, found {value}")
 
 
+def role_shapes(spec: Spec) -> dict[str, tuple[int, int]]:
+    """Role -> (rows, cols) of every tensor that checkpoints store; vectors have one row."""
+    q_dim, kv_dim = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+    return {
+        "embedding": (spec.n_vocab, spec.dim),
+        "final_norm": (1, spec.dim),
+        "head": (spec.n_vocab, spec.dim),
+        "attn_norm": (1, spec.dim),
+        "q": (q_dim, spec.dim),
+        "k": (kv_dim, spec.dim),
+        "v": (kv_dim, spec.dim),
+        "o": (spec.dim, q_dim),
+        "ffn_norm": (1, spec.dim),
+        "gate": (spec.n_ff, spec.dim),
+        "up": (spec.n_ff, spec.dim),
+        "down": (spec.dim, spec.n_ff),
+    }
+
+
 @dataclass(frozen=True)
 class TokenizerSource:
     """A tokenizer ready to be stored; the fields are those of `Metadata`, `blob` is what the library

@@ -33,9 +33,7 @@ _OWN = {
     "Q6_K": "q6k",
 }
 """The format that keeps a source type's values."""
-_EXACT = set(_OWN.items()) | {
-    (source, kept) for source in FLOAT_SOURCES for kept in ("f32", VECTOR)
-}
+_EXACT = set(_OWN.items()) | {(source, kept) for source in FLOAT_SOURCES for kept in ("f32", VECTOR)}
 _DEFAULT = {"gguf": None, "huggingface": "q8", "llama2c": "f32"}
 
 
