@@ -202,10 +202,9 @@ def _token_rows(value: object) -> Mapping[str, tuple[int, ...]] | None:
     named = value if isinstance(value, dict) else {"embed_tokens": value}
     found = {}
     for name, rows in named.items():
-        good = (
-            isinstance(rows, list) and rows and all(type(row) is int and 0 <= row < 1 << 22 for row in rows)
-        )
-        if not good or len(set(rows)) != len(rows):
+        listed = rows if isinstance(rows, list) else []
+        good = listed and all(type(row) is int and 0 <= row < 1 << 22 for row in listed)
+        if not good or len(set(listed)) != len(listed):
             raise ModelFileError(
                 f"trainable_token_indices: expected different token ids, found {rows!r}"[:200]
             )
