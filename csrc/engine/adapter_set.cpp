@@ -82,12 +82,12 @@ void check_values(const std::string& where, const AdapterValues& values, size_t 
 
 // Values in their own type, or as floats, to rows [first, …) of the tiles of a packed float matrix of that type.
 template <class T>
-void put_rows(const T* from, size_t rows, size_t cols, bool transposed, size_t first, const Matrix& to) {
+void put_rows(const uint8_t* from, size_t rows, size_t cols, bool transposed, size_t first, const Matrix& to) {
   auto* tiles = reinterpret_cast<T*>(const_cast<uint8_t*>(to.tiles));
   const size_t row_step = transposed ? 1 : cols, col_step = transposed ? rows : 1;
   for (size_t row = 0; row < rows; ++row) {
     T* tile = tiles + (first + row) / kTile * to.n_groups * kTile * kFloatGroupCols + (first + row) % kTile;
-    for (size_t col = 0; col < cols; ++col) tile[col * kTile] = from[row * row_step + col * col_step];
+    for (size_t col = 0; col < cols; ++col) std::memcpy(tile + col * kTile, from + (row * row_step + col * col_step) * sizeof(T), sizeof(T));
   }
 }
 
@@ -97,9 +97,9 @@ void put_matrix(const AdapterValues& values, bool transposed, size_t first, cons
   if (to.format == Format::f32) {
     std::vector<float> floats(rows * cols);
     for (size_t i = 0; i < floats.size(); ++i) floats[i] = value_at(values, i);
-    put_rows(floats.data(), rows, cols, transposed, first, to);
+    put_rows<float>(reinterpret_cast<const uint8_t*>(floats.data()), rows, cols, transposed, first, to);
   } else {
-    put_rows(reinterpret_cast<const uint16_t*>(values.data), rows, cols, transposed, first, to);
+    put_rows<uint16_t>(values.data, rows, cols, transposed, first, to);
   }
 }
 
