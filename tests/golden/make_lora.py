@@ -5,12 +5,14 @@
 
 lora/base/            a LLaMA of two layers in half precision; its tied form is the same without `lm_head.weight`
 lora/<adapter>/       what PEFT's `save_pretrained` wrote for one setting of `LoraConfig`
+lora/one_rank_bin/    the adapter `one_rank` as PEFT writes it with torch.save
 lora/plain.gguf       the adapter `plain` as llama.cpp's converter writes it
 lora/cases.json       for each case: the base, the stack as [adapter, weight] and the tokens
 lora/logits.npz       for each case PEFT's logits after every token
 
 Whatever an adapter holds is random, also what PEFT starts at zero, so that nothing can be left out unnoticed. Logits
-come from the folders as PEFT reads them back, on the CPU, in float32.
+come from the folders as PEFT reads them back, on the CPU, in float32. PEFT sorts the keys of what it saves, so patterns
+are given in that order: the first that matches counts.
 """
 
 from __future__ import annotations
@@ -102,12 +104,12 @@ RECIPES = (
     Recipe(
         "rank_pattern",
         lora(2, 4, ["q_proj", "v_proj", "up_proj"],
-             rank_pattern={"layers.1.self_attn.q_proj": 5, "self_attn.[a-p]_proj": 4, "v_proj": 3}),
+             rank_pattern={"1.self_attn.q_proj": 5, "q_proj": 4, "v_proj": 3}),
     ),
     Recipe(
         "alpha_pattern",
         lora(2, 4, ["k_proj", "o_proj", "gate_proj"],
-             alpha_pattern={"layers.0.mlp.gate_proj": 9, "gate_proj": 1, "[ok]_proj": 3},
+             alpha_pattern={"0.mlp.gate_proj": 9, "[ok]_proj": 3, "gate_proj": 1},
              rank_pattern={"o_proj": 3}),
     ),
     Recipe("rslora_patterns", lora(
@@ -155,7 +157,7 @@ def make_base() -> None:
     torch.manual_seed(4)
     model = LlamaForCausalLM(LlamaConfig(**BASE, tie_word_embeddings=False))
     for name, values in model.named_parameters():
-        spread = (3.0 if "embed_tokens" in name else 1.5) * values.shape[-1] ** -0.5
+        spread = (2.0 if "embed_tokens" in name else 1.5) * values.shape[-1] ** -0.5
         values.data = (
             1 + 0.2 * torch.randn_like(values) if values.ndim == 1 else spread * torch.randn_like(values)
         )
@@ -267,6 +269,14 @@ def write_cases(found: list[tuple[Case, np.ndarray]]) -> None:
     np.savez_compressed(HERE / "logits.npz", **{case.name: values for case, values in found})
 
 
+def make_bin() -> None:
+    """Writes one_rank_bin/."""
+    model = PeftModel.from_pretrained(base("untied"), HERE / "one_rank")
+    model.save_pretrained(HERE / "one_rank_bin", safe_serialization=False)
+    (HERE / "one_rank_bin" / "README.md").unlink()
+    with_config(base_model_name_or_path="base")(HERE / "one_rank_bin")
+
+
 def make_gguf(converter: str) -> None:
     """Writes plain.gguf."""
     command = [sys.executable, converter, "--outtype", "f32", "--outfile", str(HERE / "plain.gguf")]
@@ -295,6 +305,7 @@ def main(converter: str) -> None:
         (Case("stack_dora", "untied", [("dora", 1.0), ("plain", 1.0)], TOKENS), with_dora_first(TOKENS))
     )
     write_cases(found)
+    make_bin()
     make_gguf(converter)
 
 

@@ -68,7 +68,7 @@ def read(folder: Path) -> Adapter:
     for name, values in safetensors(folder / "adapter_model.safetensors").items():
         path = name.removeprefix("base_model.model.")
         ending = next(ending for ending in _KINDS if path.endswith(ending))
-        kind = ending.removeprefix(".base_layer").removeprefix(".token_adapter").strip(".")
+        kind = ending.removeprefix(".token_adapter").strip(".")
         tensors[path.removesuffix(ending), kind] = values
     return Adapter(settings, tensors)
 
@@ -128,11 +128,14 @@ class _Stack:
         self.embedding: Doubles | float = 0.0
 
     def put(self, adapter: Adapter, weight: float, tokens: Sequence[int]) -> None:
-        """Adds one adapter; tensors that stand in for the base's have no weight but 1."""
+        """Adds one adapter; tensors that stand in for the base's have no weight but 1.
+
+        A `base_layer.weight` is only a copy of what the base has.
+        """
         for module, values in (adapter.of("weight") | adapter.of("trainable_tokens_delta")).items():
             assert weight == 1.0
             self._replace(adapter, module, values)
-        for module, values in adapter.of("bias").items():
+        for module, values in (adapter.of("bias") | adapter.of("base_layer.bias")).items():
             self._layer(module).bias += weight * self._rows(module, values)
         for module, a in adapter.of("lora_A.weight").items():
             self._add(adapter, module, a, weight, first_row(adapter, tokens))
