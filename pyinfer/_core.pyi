@@ -71,9 +71,7 @@ def packed_bytes(format: str, rows: int, cols: int) -> int:
 def pack(format: str, values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Quantises and packs float32 values of shape (rows, cols). Non-finite values raise ValueError."""
 
-def repack(
-    source: str, format: str, data: NDArray[np.uint8], rows: int, cols: int
-) -> NDArray[np.uint8]:
+def repack(source: str, format: str, data: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
     """Packs a matrix from a source's own blocks (row-major, `rows * cols / block` blocks), values kept where they fit."""
 
 def dequantize(source: str, data: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]:
@@ -122,9 +120,13 @@ class AdapterModule(TypedDict, total=False):
 
     role: str  # required: q, k, v, o, gate, up, down, head or embedding
     layer: int  # required: -1 for head and embedding
-    a: FloatBits | None  # (rank, in), the stack's A's below one another; embedding: (rank, n_vocab), looked up by token
+    a: (
+        FloatBits | None
+    )  # (rank, in), the stack's A's below one another; embedding: (rank, n_vocab), looked up by token
     b: FloatBits | None  # (out, rank), the stack's B's side by side; together with `a` or not at all
-    scale: NDArray[np.float32] | None  # (rank,): weight times scaling of the adapter each row came from; absent: ones
+    scale: (
+        NDArray[np.float32] | None
+    )  # (rank,): weight times scaling of the adapter each row came from; absent: ones
     gain: NDArray[np.float32] | None  # (out,): DoRA
     bias: NDArray[np.float32] | None  # (out,)
 

@@ -47,10 +47,21 @@ class Change:
     gain: NDArray[np.float32] | None = None  # (out,)
     bias: NDArray[np.float32] | None = None  # (out,)
 
-    def delta(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows of b (scale · a), as a product of float32 sums."""
-        rows = as_float(self.b[start:stop]) * self.scale
-        return np.asarray(rows @ as_float(self.a), np.float32)
+    @property
+    def outer(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Left (rows of the matrix, rank) and right (rank, columns), whose product is added to the matrix."""
+        a, b = as_float(self.a).astype(np.float64), as_float(self.b).astype(np.float64)
+        return (a.T * self.scale, b.T) if self.role == "embedding" else (b * self.scale, a)
+
+    def merged(self, start: int, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows of the base's matrix from `start` on with the change in them."""
+        rows = slice(start, start + len(values))
+        gain = 1.0 if self.gain is None else self.gain[rows, None].astype(np.float64)
+        total = values * gain
+        if len(self.a):
+            left, right = self.outer
+            total = total + left[rows] @ right
+        return np.asarray(total, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +86,31 @@ class Stack:
         return sum(change.a.nbytes + change.b.nbytes for change in self.changes) + sum(
             new.values.nbytes for new in self.replaced
         )
+
+    @property
+    def touched(self) -> frozenset[Place]:
+        """Tensors whose weights change."""
+        changed = {(change.role, change.layer) for change in self.changes}
+        return frozenset(changed | {(new.role, new.layer) for new in self.replaced})
+
+    def merged(self, role: str, layer: int, start: int, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Rows of a tensor of the base, from `start` on, with the stack in them."""
+        for new in self.replaced:
+            if (new.role, new.layer) == (role, layer):
+                values = new.values[start : start + len(values)]
+        for change in self.changes:
+            if (change.role, change.layer) == (role, layer):
+                values = change.merged(start, values)
+        return values
+
+    def require_mergeable(self) -> None:
+        """Raises UnsupportedError where the stack is more than other weights."""
+        for change in self.changes:
+            if change.bias is not None:
+                where = change.role if change.layer == NO_LAYER else f"{change.role} of layer {change.layer}"
+                raise UnsupportedError(
+                    f"{where}: a bias cannot be merged, since the model has none; attach the adapter"
+                )
 
     def packed(self, engine: _core.Engine) -> _core.AdapterSet:
         """The stack as the core runs it."""
