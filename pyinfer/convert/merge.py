@@ -18,7 +18,7 @@ from pyinfer import _core
 from pyinfer.convert.checkpoint import FLOAT_SOURCES, NO_LAYER, Checkpoint, ReadRows, Tensor
 from pyinfer.convert.landing import VECTOR_ROLES, chosen_weights, format_of, place
 
-Into = Literal["int8", "int4"]
+Into = Literal["int8", "int4", "f32"]
 FLOAT_FORMATS = ("f32", "f16", "bf16")
 SAMPLED_ROWS = 64
 
@@ -41,7 +41,7 @@ class Merged:
     checkpoint: Checkpoint
     touched: int  # tensors
     added_bytes: int  # by which the result is larger than the base
-    retention: float  # share of the change that is left after rounding, measured on some rows
+    retention: float  # share of the change left after rounding, of the matrix that keeps least
 
 
 def base_values(checkpoint: Checkpoint) -> Callable[[str, int], NDArray[np.float32]]:
@@ -70,7 +70,7 @@ def merge(
     )
     made = replace(base, tensors=tensors)
     added = _size(made, weights) - _size(checkpoint, weights)
-    return Merged(made, len(changes.touched), added, _retention(base.tensors, tensors, changes))
+    return Merged(made, len(changes.touched), added, _lowest(base.tensors, tensors, changes))
 
 
 def _size(checkpoint: Checkpoint, weights: str | None) -> int:
@@ -81,6 +81,8 @@ def _format(tensor: Tensor, asked: str | None, into: Into | None) -> str | None:
     """Where a changed tensor lands; None for vectors, which stay floats."""
     if tensor.role in VECTOR_ROLES:
         return None
+    if into == "f32":
+        return "f32"
     if into == "int4":
         return "q8" if tensor.role in ("embedding", "head") else "q4"
     own = format_of(tensor, asked)
@@ -106,17 +108,10 @@ def _untied(checkpoint: Checkpoint, changes: Changes) -> Checkpoint:
     return replace(checkpoint, spec=replace(checkpoint.spec, tied_head=False), tensors=tensors)
 
 
-def _retention(before: tuple[Tensor, ...], after: tuple[Tensor, ...], changes: Changes) -> float:
-    """<stored - W, Δ> / <Δ, Δ> over some rows of each changed matrix."""
-    kept = whole = 0.0
-    for old, new in zip(before, after, strict=True):
-        if new is not old and new.lands:
-            for start in _starts(old.rows):
-                stop = min(start + 16, old.rows)
-                w = old.values(start, stop)
-                kept_here, whole_here = _kept(w, changes.merged(old.role, old.layer, start, w), new.lands)
-                kept, whole = kept + kept_here, whole + whole_here
-    return kept / whole if whole else 1.0
+def _lowest(before: tuple[Tensor, ...], after: tuple[Tensor, ...], changes: Changes) -> float:
+    pairs = zip(before, after, strict=True)
+    shares = (retention(old, changes, new.lands) for old, new in pairs if new is not old and new.lands)
+    return min(shares, default=1.0)
 
 
 def _starts(rows: int) -> Iterator[int]:
@@ -131,7 +126,11 @@ def _kept(w: NDArray[np.float32], target: NDArray[np.float32], lands: str) -> tu
     return float(((stored.astype(np.float64) - w) * delta).sum()), float(np.square(delta).sum())
 
 
-def retention(w: NDArray[np.float32], target: NDArray[np.float32], lands: str) -> float:
-    """Share of target - w that is left when `target` is stored in a format; 1 where nothing changes."""
-    kept, whole = _kept(w, target, lands)
+def retention(base: Tensor, changes: Changes, lands: str) -> float:
+    """Share of the change of one matrix that is left when the sum is stored in a format, measured on some rows."""
+    kept = whole = 0.0
+    for start in _starts(base.rows):
+        w = base.values(start, min(start + 16, base.rows))
+        kept_here, whole_here = _kept(w, changes.merged(base.role, base.layer, start, w), lands)
+        kept, whole = kept + kept_here, whole + whole_here
     return kept / whole if whole else 1.0
