@@ -32,7 +32,7 @@ struct LinearTarget {
   bool accumulate;
 };
 
-// Several products of the same input as one job (two with adapters).
+// Several products of the same input as one job.
 void linear(Workspace& workspace, const LinearInput& input, std::initializer_list<LinearTarget> targets);
 
 // out (n_rows, stride) = silu(x · gateᵀ) · (x · upᵀ)
