@@ -13,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from lora_golden import CASES, CHANGED_BASE, FOLDER, Case, base_folder, named
-from pyinfer import _core, convert
+from pyinfer import _core, convert, load, merging
 from pyinfer.adapters import Adapter
 from pyinfer.convert.checkpoint import Spec
 from pyinfer.errors import UnsupportedError
+from pyinfer.export import export
 from pyinfer.stack import Stack, base_reader, stacked
 from reference import llama, model_bin
 from reference.llama import Rounding, kl
@@ -26,6 +27,12 @@ REFUSED = {
     **dict.fromkeys(CHANGED_BASE, "init_lora_weights"),
 }
 """Adapters that cannot be honoured, and what the message must name."""
+BIASED = ("bias_all", "bias_lora_only", "lora_bias")
+EXPORTED = (
+    "plain", "one_rank", "rslora", "rank_pattern", "alpha_pattern", "rslora_patterns", "lora_bias", "embedding", "head",
+    "tied_embedding", "tied_head", "tied_both", "regex", "float16", "qalora", "stack",
+)  # fmt: skip
+"""Cases that one plain LoRA can say."""
 SUPPORTED = [case for case in CASES if not any(name in REFUSED for name, _ in case.stack)]
 MOST_KL = 1e-6  # mean over positions, rounding of the cache to halves included
 TYPICAL_KL = 1e-8  # of a position at which nothing falls between two integers
@@ -81,6 +88,40 @@ def test_adds_exactly_to_a_quantised_base(case: Case, weights: str, base: Made) 
     bare = Case("bare", case.tied, (), case.tokens)
     of_the_base = kl(bare.exact(dequantised), logits(model, (), case.tokens, "int8"))
     assert kl(case.exact(dequantised), ours).mean() <= 4 * of_the_base.mean()
+
+
+@pytest.mark.parametrize("case", [c for c in SUPPORTED if c.name not in BIASED], ids=lambda case: case.name)
+def test_merged_into_float_weights_meets_peft(case: Case, tmp_path: Path) -> None:
+    source, model = base_folder(tmp_path / "hf", case.tied), tmp_path / "model.bin"
+    merging.convert_merged(source, model, merging.loaded(case.paths), weights="f32")
+    assert kl(case.peft.astype(np.float64), logits(model, (), case.tokens, "f32")).mean() <= MOST_KL
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_biases_cannot_be_merged(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="bias"):
+        merging.convert_merged(
+            base_folder(tmp_path / "hf", False), tmp_path / "model.bin", merging.loaded([FOLDER / name])
+        )
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported_as_one_adapter_meets_peft(name: str, base: Made, tmp_path: Path) -> None:
+    case = named(name)
+    model = base(case.tied, "f32")
+    export(stack_of(case.paths, _core.ModelFile(str(model))), tmp_path / "one")
+    ours = logits(model, [(tmp_path / "one", 1.0)], case.tokens, "f32")
+    assert kl(case.peft.astype(np.float64), ours).mean() <= MOST_KL
+
+
+def test_stack_of_the_api_meets_peft(base: Made) -> None:
+    case = named("stack")
+    with load(base(False, "f32"), activations="f32", adapters=[FOLDER / "dora"]) as model:
+        for name in {name for name, _ in case.stack}:
+            model.add_adapter(FOLDER / name)
+        of_request, of_load = model.logits(case.tokens, adapters=case.stack), model.logits(case.tokens)
+    assert kl(case.peft.astype(np.float64), of_request).mean() <= MOST_KL
+    assert kl(named("dora").peft.astype(np.float64), of_load).mean() <= MOST_KL
 
 
 @pytest.mark.parametrize("name", REFUSED)
