@@ -85,12 +85,15 @@ def test_gguf_and_peft_say_the_same() -> None:
 
 def test_a_bin_is_read_like_safetensors(tmp_path: Path) -> None:
     folder, values = lw.plain(tmp_path / "a"), lw.tensors()
-    expected = Adapter.load(folder).source.changes
+    expected = {change.name: change for change in Adapter.load(folder).source.changes}
     (folder / "adapter_model.safetensors").unlink()
     values = {name: np.asfortranarray(array) for name, array in values.items()}
     storages = [array.T.tobytes() for array in values.values()]
     (folder / "adapter_model.bin").write_bytes(lw.archive(lw.state_pickle(values), storages))
-    for ours, twin in zip(Adapter.load(folder).source.changes, expected, strict=True):
+    found = Adapter.load(folder).source.changes
+    assert len(found) == len(expected)
+    for ours in found:
+        twin = expected[ours.name]
         assert np.array_equal(ours.a, twin.a) and np.array_equal(ours.b, twin.b)
 
 
@@ -113,7 +116,15 @@ def _put(name: str, *shape: int) -> Change:
 
 
 def _drop(name: str) -> Change:
-    return lambda _, values: values.pop(name) and None
+    def change(_: dict[str, Any], values: lw.Tensors) -> None:
+        del values[name]
+
+    return change
+
+
+def _drop_layer(_: dict[str, Any], values: lw.Tensors) -> None:
+    for name in [name for name in values if ".4." in name]:
+        del values[name]
 
 
 def _infinite(_: dict[str, Any], values: lw.Tensors) -> None:
@@ -260,7 +271,7 @@ def test_a_pickle_that_runs_something_is_refused(tmp_path: Path, protocol: int) 
         b"cos\nsystem\n(X\x04\x00\x00\x00truetR.",
         b"\x80\x02ctorch._utils\n_rebuild_device_tensor_from_numpy\n.",
         b"ctorch._utils\n__builtins__\n.",
-        b"\x80\x04\x8c\x05torch\x8c\x14FloatStorage.__init__\x93.",
+        b"\x80\x04\x8c\x05torch\x8c\x15FloatStorage.__init__\x93.",
         b"\x80\x02ctorch\nload\n.",
         b"(i__builtin__\nexec\n.",
     ],
@@ -336,11 +347,7 @@ def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
     [
         (_put(f"{Q0}.lora_A.weight", 4, 65), "expected A with 64 columns, found 65"),
         (_put(f"{Q0}.lora_B.weight", 63, 4), "expected B with 64 rows, found 63"),
-        (
-            _drop_layer := (lambda _, values: [values.pop(n) for n in list(values) if ".4." in n] and None),
-            "layer 4",
-        ),
-        (_rename(f"{Q0}.lora_A.weight", f"{lw.module(9, 'q_proj')}.lora_A.weight"), "lora_"),
+        (_drop_layer, "found none in layer 4"),
     ],
 )
 def test_an_adapter_of_another_model_is_refused(
@@ -351,7 +358,7 @@ def test_an_adapter_of_another_model_is_refused(
 
 
 def test_layers_beyond_the_model_are_refused(tmp_path: Path, stories: Model) -> None:
-    with pytest.raises(ModelFileError, match="adapter a: .*expected a layer below 5, found 5"):
+    with pytest.raises(ModelFileError, match=r"adapter a: .*expected a layer below 5, found 5"):
         stories.logits([1, 2], adapters=[lw.plain(tmp_path / "a", layers=7)])
 
 
