@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +13,9 @@ import pytest
 
 from pyinfer import Model, load
 
-ADAPTERS = Path(__file__).parents[2] / "examples" / "adapters"
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "lora.md").read_text(encoding="utf-8")
+ADAPTERS = ROOT / "examples" / "adapters"
 EXCITED, MAX = ADAPTERS / "excited", ADAPTERS / "max"
 PROMPT = "Once upon a time"
 MOST_BYTES = 200_000
@@ -63,3 +69,33 @@ def test_a_swap_forgets_what_others_computed(model: Model) -> None:
         for stack in ([], ["max"], ["excited", "max"], ["max"], []):
             session.adapters = stack
             assert session.generate(PROMPT, temperature=0, max_tokens=60).text == story(model, *stack)
+
+
+def blocks(language: str) -> list[str]:
+    """Code of the page about adapters."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["-c", block] for block in blocks("python")),
+        *(
+            ["-m", *line.replace('"Once upon a time"', "Once").split()]
+            for line in "".join(blocks("sh")).splitlines()
+        ),
+    ],
+    ids=lambda arguments: arguments[2] if arguments[0] == "-m" else "python",
+)
+def test_the_page_runs_as_it_stands(arguments: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYINFER_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
