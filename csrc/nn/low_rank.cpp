@@ -12,6 +12,7 @@ constexpr size_t kTile = 16;
 
 // The pieces among rows [first_row, first_row + n_rows).
 std::span<const Piece> pieces_in(std::span<const Piece> pieces, size_t first_row, size_t n_rows) {
+  if (pieces.size() == 1) return pieces.first(pieces[0].first_row - first_row < n_rows ? 1 : 0);  // decode: as quick as can be
   const auto starts_before = [](size_t row) { return [row](const Piece& piece) { return piece.first_row < row; }; };
   const auto from = std::partition_point(pieces.begin(), pieces.end(), starts_before(first_row));
   return {from, std::partition_point(from, pieces.end(), starts_before(first_row + n_rows))};
@@ -43,6 +44,7 @@ LowRankJob::LowRankJob(Workspace& w, const LinearInput& input)
   for (const Piece& piece : input.pieces) {
     n_tiles_ = std::max(n_tiles_, adapted(piece).a.n_tiles());
     n_unfinished += adapted(piece).a.n_tiles() > 0;
+    for (const LowRank& low : adapted(piece).targets) has_gains_ |= low.gain != nullptr;
   }
   const size_t n_threads = static_cast<size_t>(w.pool.n_threads()), units = n_chunks_ * n_tiles_;
   n_parts_ = input.pieces.size() * units;
@@ -133,11 +135,13 @@ void LowRankJob::prefetch(size_t target, size_t begin, size_t end) const {
 }
 
 bool LowRankJob::has_gain(size_t target, size_t first_row, size_t n_rows) const {
+  if (!has_gains_) return false;
   const auto pieces = pieces_in(input_.pieces, first_row, n_rows);
   return std::any_of(pieces.begin(), pieces.end(), [&](const Piece& piece) { return adapted(piece).targets[target].gain != nullptr; });
 }
 
 void LowRankJob::apply_gain(const AdaptedTiles& tiles) const {
+  if (!has_gains_) return;
   for (const Piece& piece : pieces_in(input_.pieces, tiles.first_row, tiles.n_rows)) {
     const float* gain = adapted(piece).targets[tiles.target].gain;
     if (gain == nullptr) continue;
@@ -149,6 +153,7 @@ void LowRankJob::apply_gain(const AdaptedTiles& tiles) const {
 }
 
 void LowRankJob::add(const AdaptedTiles& tiles) const {
+  if (input_.pieces.empty()) return;
   wait();
   for (const Piece& piece : pieces_in(input_.pieces, tiles.first_row, tiles.n_rows)) {
     const LowRank& low = adapted(piece).targets[tiles.target];

@@ -55,6 +55,7 @@ class LowRankJob {
   size_t n_chunks_;
   size_t n_tiles_ = 0;                           // of the largest A
   size_t n_parts_;
+  bool has_gains_ = false;
   size_t at_once_;                               // parts that a thread takes at a time
   size_t packed_[ThreadPool::kMaxThreads];       // 1 + the piece whose panel a thread holds; set where there are parts
   std::atomic<size_t> next_{0};                  // part to be taken
