@@ -20,6 +20,7 @@ from pyinfer.errors import PyinferError
 
 if TYPE_CHECKING:
     from pyinfer._core import __version__
+    from pyinfer.adapters import Adapter
     from pyinfer.completion import Chunk, Completion
     from pyinfer.generation import Stream
     from pyinfer.model import Model, load
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pyinfer.tokenizer import Tokenizer
 
 __all__ = [
+    "Adapter",
     "Chunk",
     "Completion",
     "Model",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Adapter": "adapters",
     "Chunk": "completion",
     "Completion": "completion",
     "Model": "model",

@@ -112,6 +112,49 @@ class Engine:
     def memory(self, context: int, kv: Literal["f16", "q8"] = "f16") -> MemoryDict:
         """Bytes needed for one session of this context."""
 
+FloatBits = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
+"""Values of an adapter in its own type: float32, float16, or uint16 for the bits of bfloat16."""
+
+class AdapterModule(TypedDict, total=False):
+    """What a stack of adapters does to one linear: y = gain * (W x) + B (scale * (A x)) + bias. Absent or None: left out."""
+
+    role: str  # required: q, k, v, o, gate, up, down, head or embedding
+    layer: int  # required: -1 for head and embedding
+    a: (
+        FloatBits | None
+    )  # (rank, in), the stack's A's below one another; embedding: (rank, n_vocab), looked up by token
+    b: FloatBits | None  # (out, rank), the stack's B's side by side; together with `a` or not at all
+    scale: (
+        NDArray[np.float32] | None
+    )  # (rank,): weight times scaling of the adapter each row came from; absent: ones
+    gain: NDArray[np.float32] | None  # (out,): DoRA
+    bias: NDArray[np.float32] | None  # (out,)
+
+class ReplacedTensor(TypedDict, total=False):
+    """A tensor that stands in for the base's, of the same shape."""
+
+    role: str  # required: any of model.bin but rope_freqs; a tied head may be replaced alone
+    layer: int  # required: -1 outside the layers
+    values: NDArray[np.float32]  # required: (rows, cols), or (dim,) for norms
+    format: str  # of a matrix: one of FORMATS, by default f32
+
+class AdapterSet:
+    """A stack of adapters, packed for one engine: immutable, shared by any number of sessions, freed with the last of them.
+
+    Raises RequestError that names role, layer, expected and found where a shape, a type or a value does not fit. Sessions with sets
+    that replace tensors run in a pass of their own; all others share one pass over the base's weights.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        modules: Sequence[AdapterModule],
+        replaced: Sequence[ReplacedTensor] = (),
+    ) -> None: ...
+    @property
+    def bytes(self) -> int:
+        """Memory that the packed stack takes."""
+
 class Session:
     """One timeline of tokens with its KV cache. Not to be stepped by two threads at once (raises RequestError)."""
 
@@ -121,6 +164,12 @@ class Session:
         """Tokens held in the cache."""
     @property
     def context(self) -> int: ...
+    @property
+    def adapters(self) -> AdapterSet | None:
+        """What the next `eval`, `step` or `forward` runs with. May be set at any time by any thread: a call that runs keeps the set it
+        began with. Tokens in the cache stay as they are. RequestError for a set of another engine."""
+    @adapters.setter
+    def adapters(self, adapters: AdapterSet | None) -> None: ...
     def truncate(self, position: int) -> None:
         """Forgets all tokens from `position` on."""
     def eval(

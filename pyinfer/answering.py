@@ -17,6 +17,8 @@ from pyinfer.sampling import SamplingFields, SamplingParams
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from pyinfer.adapters import Adapters
+
 __all__ = ["Answering", "Message", "Options", "Prompt", "Turn"]
 
 Message: TypeAlias = Mapping[str, Any]
@@ -40,6 +42,9 @@ class Options(SamplingFields, total=False):
     """0 … 1000: record the logarithm of each token's probability, and of so many of the likeliest ones."""
     processors: Iterable[Processor]
     """Called in order before every pick, each with all tokens so far and the logits to change in place."""
+    adapters: Adapters | None
+    """The stack of adapters to answer with: names, paths or adapters, each alone or with its weight. None: that of the
+    session or the model; empty: none at all."""
 
 
 class Answering(ABC):

@@ -19,7 +19,7 @@ from pyinfer.completion import Chunk, Completion, FinishReason, Timings, TokenLo
 from pyinfer.errors import Cancelled, RequestError
 from pyinfer.sampling import SamplingParams
 from pyinfer.stopping import StopMatcher
-from pyinfer.timeline import Timeline
+from pyinfer.timeline import BARE, Overlay, Timeline
 
 if TYPE_CHECKING:
     from pyinfer.tokenizer import TextStream, Tokenizer
@@ -46,6 +46,8 @@ class Request:
     """Tokens that end the answer and are no part of it."""
     logprobs: int | None = None
     processors: tuple[Processor, ...] = ()
+    overlay: Overlay = BARE
+    """The adapters that the answer is made with."""
 
 
 @dataclass
@@ -151,6 +153,7 @@ def _steps(timeline: Timeline, request: Request, clock: _Clock) -> Iterator[tupl
     sampler = _core.Sampler(request.n_vocab, request.sampling.for_core())
     for token in request.prompt[max(0, len(request.prompt) - request.sampling.penalty_window) :]:
         sampler.accept(token)
+    timeline.use(request.overlay)
     clock.held, rows = timeline.replace(request.prompt, "last")
     logits = rows[-1]
     clock.prefilled()

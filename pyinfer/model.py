@@ -25,12 +25,15 @@ from pyinfer.errors import ContextFullError, RequestError
 from pyinfer.generation import Processor, Request, Stream, chunks
 from pyinfer.sampling import SamplingFields, merged
 from pyinfer.session import Session
+from pyinfer.shelf import Shelf, Stacked
 from pyinfer.stopping import checked_stops
 from pyinfer.timeline import Timeline, require_process
 from pyinfer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from pyinfer.adapters import Adapter, AdapterLike, Adapters
 
 __all__ = ["Model", "load"]
 
@@ -47,6 +50,8 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     activations: Activations | None = None,
+    adapters: Adapters = (),
+    merge: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
     """Opens a model by path or name; what is not a model.bin is converted once, into the cache.
@@ -58,6 +63,10 @@ def load(
         context: Tokens that prompt and answer may have together, at most what the model was trained for. None: the
             same, but no more than 4096, since memory for the KV cache grows with it.
         activations: `int8` (fast) or `f32` (a slow reference). None: what PYINFER_ACTIVATIONS says, or int8.
+        adapters: The stack of LoRA adapters to answer with, unless a request names others: paths or adapters in order,
+            each alone or as (adapter, weight).
+        merge: True puts the adapters into the weights, once, into the cache: they cost nothing afterwards, and
+            cannot be taken off. Matrices of 8 bits or less that they change are stored in 8 bits.
         progress: Called with done, total (0: unknown) and a word, while a model is fetched or converted.
 
     Raises:
@@ -75,8 +84,19 @@ def load(
     from pyinfer import hub
 
     source = path_or_name if isinstance(path_or_name, str) else Path(path_or_name)
+    if merge:
+        from pyinfer import merging
+
+        path = merging.merged(source, merging.loaded(adapters), progress=progress)
+        return Model(path, threads=threads, context=context, activations=chosen)
     path = hub.resolve(source, progress=progress)
-    return Model(path, threads=threads, context=context, activations=chosen)
+    model = Model(path, threads=threads, context=context, activations=chosen)
+    try:
+        model.shelf.default = model.shelf.stack(adapters)
+    except BaseException:
+        model.close()
+        raise
+    return model
 
 
 class Model(Answering):
@@ -101,6 +121,8 @@ class Model(Answering):
         """Tokens that prompt and answer may have together."""
         self.activations = activations
         self._engine: _core.Engine | None = _core.Engine(file, threads or 0, activations)
+        self.shelf = Shelf(file, self._engine)
+        """The adapters that the model knows by name, and the stack that it answers with."""
         self._process = os.getpid()
         self._idle: deque[Timeline] = (
             deque()
@@ -135,6 +157,29 @@ class Model(Answering):
             self.context if context is None else _context(context, self.spec["context"])
         )
 
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """Adapters that requests may name."""
+        return self.shelf.known
+
+    def add_adapter(self, adapter: AdapterLike, name: str | None = None) -> Adapter:
+        """Makes an adapter known under a name, checked against the model, for requests to use.
+
+        Args:
+            adapter: A path, or an adapter that was loaded.
+            name: What requests call it. None: its own name.
+
+        Raises:
+            ModelFileError: It cannot be read or does not fit the model.
+            RequestError: The name is another adapter's.
+        """
+        self._open()
+        return self.shelf.add(adapter, name)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forgets a name; sessions that use the adapter keep it."""
+        self.shelf.remove(name)
+
     def session(self, context: int | None = None) -> Session:
         """A conversation that keeps what it has evaluated; `context` as in `load` (None: the model's)."""
         size = self.context if context is None else _context(context, self.spec["context"])
@@ -143,13 +188,13 @@ class Model(Answering):
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Continues a prompt, chunk by chunk."""
         self._open()
-        return self._streamed(self.request(prompt, self.context, options))
+        return self._streamed(self.request(prompt, self.context, options, self.shelf.default))
 
     def chat_stream(self, messages: Turn, **options: Unpack[Options]) -> Stream:
         """Answers messages, chunk by chunk, in the format of the model's own chat template."""
         self._open()
         tokens = self.chat_tokens(messages)
-        return self._streamed(self.request(tokens, self.context, options))
+        return self._streamed(self.request(tokens, self.context, options, self.shelf.default))
 
     def chat_tokens(self, messages: Turn, *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of messages in the format of the model's own chat template.
@@ -162,13 +207,15 @@ class Model(Answering):
         """
         return self._chat.tokens(checked_messages(messages), add_generation_prompt)
 
-    def logits(self, tokens: Prompt) -> NDArray[np.float32]:
-        """Logits of the next token after each token, shape (n_tokens, n_vocab)."""
+    def logits(self, tokens: Prompt, *, adapters: Adapters | None = None) -> NDArray[np.float32]:
+        """Logits of the next token after each token, shape (n_tokens, n_vocab); `adapters` as for `generate`."""
         self._open()
+        stack = self.shelf.default if adapters is None else self.shelf.stack(adapters)
         ids = self._prompt(tokens, self.context)
         memory.require(4 * len(ids) * self.n_vocab, f"logits of {len(ids)} tokens")
         timeline = self._lend()
         try:
+            timeline.use(stack.overlay)
             return timeline.replace(ids, "all")[1]
         finally:
             self._take_back(timeline)
@@ -181,6 +228,7 @@ class Model(Answering):
         for timeline in lent:
             timeline.close()
         self._idle.clear()
+        self.shelf.clear()
 
     @property
     def closed(self) -> bool:
@@ -216,11 +264,13 @@ class Model(Answering):
                 )
         return tuple(map(int, prompt))
 
-    def request(self, prompt: Prompt, context: int, options: Options) -> Request:
-        """A request from a prompt and options, checked; the answers of `Model` and `Session` begin here."""
+    def request(self, prompt: Prompt, context: int, options: Options, stack: Stacked) -> Request:
+        """A request from a prompt, options and the stack to use unless they name one, checked; the answers of `Model`
+        and `Session` begin here.
+        """
         given: dict[str, Any] = dict(options)
-        names = ("params", "max_tokens", "stop", "logprobs", "processors")
-        params, max_tokens, stop, logprobs, processors = (given.pop(name, None) for name in names)
+        names = ("params", "max_tokens", "stop", "logprobs", "processors", "adapters")
+        params, max_tokens, stop, logprobs, processors, adapters = (given.pop(name, None) for name in names)
         _require_whole("max_tokens", max_tokens, 0)
         _require_whole("logprobs", logprobs, 0, MOST_TOP)
         sampling = merged(params, cast(SamplingFields, given)).with_seed()
@@ -235,6 +285,7 @@ class Model(Answering):
             stop_ids=frozenset((*self.tokenizer.eos, *self._control_tokens(stops))),
             logprobs=None if logprobs is None else min(logprobs, self.n_vocab),
             processors=_callables(processors),
+            overlay=(stack if adapters is None else self.shelf.stack(adapters)).overlay,
         )
 
     def _prompt(self, prompt: Prompt, context: int) -> tuple[int, ...]:

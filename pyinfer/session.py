@@ -14,6 +14,7 @@ from pyinfer.timeline import Timeline
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from pyinfer.adapters import Adapters, Weighted
     from pyinfer.answering import Options
     from pyinfer.generation import Request
     from pyinfer.model import Model
@@ -28,6 +29,10 @@ class Session(Answering):
     is not evaluated again; the answer is the same, bit for bit, as that of `Model.generate`. To go on where the session
     stands: `session.generate(session.tokens)`.
 
+    `adapters` is the stack that the session answers with. Assigning another one, from any thread, takes effect between
+    two tokens: an answer that is being made goes on with it, and what the next prompt has in common with the tokens
+    held is evaluated again.
+
     A chat is kept as `messages`: `chat` takes what is new and adds the answer, also that part of one which was there
     when it was stopped.
 
@@ -39,6 +44,17 @@ class Session(Answering):
         self._model = model
         self._timeline = timeline
         self._messages: list[dict[str, Any]] = []
+        self._stack = model.shelf.default
+
+    @property
+    def adapters(self) -> Weighted:
+        """The stack of adapters, in order, with their weights. May be assigned whatever `load` takes as `adapters`."""
+        return self._stack.weighted
+
+    @adapters.setter
+    def adapters(self, adapters: Adapters) -> None:
+        self._stack = self._model.shelf.stack(adapters)
+        self._timeline.use(self._stack.overlay)
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -77,6 +93,7 @@ class Session(Answering):
         """
         with self._timeline.owned():
             tokens = self._model.tokens_of(prompt, add_special=not self._timeline.tokens)
+            self._timeline.use(self._stack.overlay)
             self._timeline.append(tokens)
 
     def truncate(self, position: int) -> None:
@@ -89,7 +106,7 @@ class Session(Answering):
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Continues a prompt, chunk by chunk."""
-        request = self._model.request(prompt, self.context, options)
+        request = self._model.request(prompt, self.context, options, self._stack)
         self._timeline.acquire()
         return self._opened(chunks(self._timeline, self._model.tokenizer, request))
 
@@ -99,7 +116,7 @@ class Session(Answering):
         self._timeline.acquire()
         try:
             whole = [*self._messages, *new]
-            request = self._model.request(self._model.chat_tokens(whole), self.context, options)
+            request = self._model.request(self._model.chat_tokens(whole), self.context, options, self._stack)
         except BaseException:
             self._timeline.release()
             raise

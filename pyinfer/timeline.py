@@ -1,15 +1,17 @@
 """One session of the core and the tokens it holds: prefix reuse, cancellation, one user at a time.
 
-Must not know text, sampling or models. The tokens are those evaluated (`len` equals the core's position) and at most
-one more at the end, which was picked but not evaluated yet.
+Must not know text, sampling, models or what an adapter is. The tokens are those evaluated (`len` equals the core's
+position) and at most one more at the end, which was picked but not evaluated yet.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -18,10 +20,23 @@ from numpy.typing import NDArray
 from pyinfer import _core
 from pyinfer.errors import Cancelled, ContextFullError, RequestError
 
-__all__ = ["Timeline", "require_process"]
+__all__ = ["BARE", "Overlay", "Timeline", "require_process"]
 
 Rows = Literal["none", "last", "all"]
 T = TypeVar("T")
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """What lies over the model's weights in a step; its number tells cached tokens of one from those of another."""
+
+    core: _core.AdapterSet | None
+    number: int = field(default_factory=lambda: next(_numbers))
+
+
+BARE = Overlay(None)
+"""The model as it is."""
 
 
 class Timeline:
@@ -34,6 +49,8 @@ class Timeline:
         self.operation = 0
         """Number of the operation that owns the timeline, or owned it last."""
         self._evaluated: list[int] = []
+        self._under: list[int] = []  # for each of them, the number of the overlay that it was evaluated with
+        self._overlay = self._wanted = BARE
         self._picked: list[int] = []  # (0 or 1)
         self._in_use = threading.Lock()
         self._switch = (
@@ -112,7 +129,8 @@ class Timeline:
         if self._core is not None:
             self._core.close()
         self._core = None
-        self._evaluated, self._picked = [], []
+        self._evaluated, self._under, self._picked = [], [], []
+        self._overlay = self._wanted = BARE
 
     # Tokens: for the owner
 
@@ -121,22 +139,28 @@ class Timeline:
         """All tokens, shape (position,)."""
         return (*self._evaluated, *self._picked)
 
+    def use(self, overlay: Overlay) -> None:
+        """What every step from the next one on runs with, from any thread. Tokens that are held stay as they are."""
+        self._wanted = overlay
+
     def truncate(self, position: int) -> None:
         """Forgets all tokens from `position` on."""
         self._picked = self._picked[: max(0, position - len(self._evaluated))]
         if position < len(self._evaluated):
             del self._evaluated[position:]
+            del self._under[position:]
             self._open().truncate(position)
 
     def replace(self, tokens: Sequence[int], rows: Rows) -> tuple[int, NDArray[np.float32]]:
-        """Makes these the tokens; evaluates what is not held, and at least the last one.
+        """Makes these the tokens; evaluates what is not held or was under another overlay, and at least the last one.
 
         Returns how many were held, and logits of shape (0 | 1 | n evaluated, n_vocab) that nobody else writes to. After
         an exception the timeline holds a beginning of `tokens`.
         """
         if len(tokens) > self.context:
             raise ContextFullError(f"the prompt has {len(tokens)} tokens, the context holds {self.context}")
-        held = min(_common(self._evaluated, tokens), len(tokens) - 1)
+        same = _common(self._under, [self._wanted.number] * len(self._under))
+        held = min(same, _common(self._evaluated, tokens), len(tokens) - 1)
         self.truncate(held)
         self._picked = []
         return held, self._evaluate(tokens[held:], rows)
@@ -166,6 +190,7 @@ class Timeline:
         logits = self._run(lambda core: core.step(token))
         self._picked = []
         self._evaluated.append(token)
+        self._under.append(self._overlay.number)
         return logits
 
     def _evaluate(self, tokens: Sequence[int], rows: Rows) -> NDArray[np.float32]:
@@ -176,11 +201,16 @@ class Timeline:
         finally:
             done = self._open().position - start
             self._evaluated += (int(token) for token in tokens[:done])
+            self._under += [self._overlay.number] * done
 
     def _run(self, work: Callable[[_core.Session], T]) -> T:
         """Runs one step of the core. A cancel that came too late for the last operation does not end this one."""
         core = self._open()
         start = core.position
+        overlay = self._wanted
+        if overlay is not self._overlay:
+            core.adapters = overlay.core
+            self._overlay = overlay
         while True:
             try:
                 return work(core)

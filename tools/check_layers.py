@@ -88,6 +88,8 @@ PYTHON_MAY_KNOW: dict[str, set[str]] = {
     "vocabulary": {"errors"},
     "convert": {"errors", "_core", "vocabulary"},
     "tokenizer": {"errors", "_core", "convert", "vocabulary"},
+    "adapters": {"errors", "_core", "convert"},
+    "stack": {"errors", "_core", "adapters", "convert"},
     "completion": {"errors", "sampling"},
     "hub": {"errors", "cache", "convert", "fetch"},
 }

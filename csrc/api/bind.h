@@ -25,6 +25,7 @@ using TokenArray = py::array_t<int32_t, py::array::c_style | py::array::forcecas
 void bind_formats(py::module_& m);
 void bind_model_file(py::module_& m);
 void bind_engine(py::module_& m);
+void bind_adapters(py::module_& m);
 void bind_session(py::module_& m);
 void bind_sampler(py::module_& m);
 

@@ -94,6 +94,9 @@ void bind_session(py::module_& m) {
       .def(py::init<std::shared_ptr<Engine>, size_t, const std::string&>(), py::arg("engine"), py::arg("context"), py::arg("kv") = "f16")
       .def_property_readonly("position", [](const PySession& s) { return s.get()->position(); })
       .def_property_readonly("context", [](const PySession& s) { return s.get()->context(); })
+      .def_property(
+          "adapters", [](const PySession& s) { return std::const_pointer_cast<AdapterSet>(s.get()->adapters()); },
+          [](const PySession& s, std::shared_ptr<AdapterSet> adapters) { s.get()->set_adapters(std::move(adapters)); })
       .def(
           "truncate", [](const PySession& s, size_t position) { s.get()->truncate(position); }, py::arg("position"))
       .def("eval", eval, py::arg("tokens"), py::arg("logits") = "last", py::arg("chunk") = Engine::kMaxRows)

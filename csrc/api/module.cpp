@@ -59,6 +59,7 @@ PYBIND11_MODULE(_core, m) {
   pyinfer::bind_formats(m);
   pyinfer::bind_model_file(m);
   pyinfer::bind_engine(m);
+  pyinfer::bind_adapters(m);
   pyinfer::bind_session(m);
   pyinfer::bind_sampler(m);
 }

@@ -132,4 +132,13 @@ int available_processors() { return static_cast<int>(std::max(1u, std::thread::h
 int default_threads() { return available_processors(); }
 #endif
 
+void cpu_wait(int spin) {
+  constexpr int kSpins = 4000;
+  if (spin < kSpins) {
+    cpu_pause();
+  } else {
+    std::this_thread::yield();
+  }
+}
+
 }  // namespace pyinfer

@@ -14,6 +14,9 @@ int available_processors();
 // Physical cores among them, at least 1: what a memory-bound program should use. On hybrid CPUs only the fast ones.
 int default_threads();
 
+// For loops that wait for another thread within microseconds, with the number of rounds so far: after many it lets others run.
+void cpu_wait(int spin);
+
 inline void cpu_pause() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();

@@ -21,12 +21,22 @@ Engine::Engine(std::shared_ptr<const ModelFile> file, int threads, Activations a
       model_(*file_, activations),
       pool_(threads == 0 ? default_threads() : threads),
       workspace_(active_kernels(), pool_, model_.workspace_shape(kMaxRows)),
-      rows_(std::make_unique<BatchRow[]>(kMaxRows)) {
+      rows_(std::make_unique<BatchRow[]>(kMaxRows)),
+      workspace_bytes_(workspace_.bytes()) {
   file_->mapping().prefetch();
 }
 
 MemoryNeeds Engine::memory(size_t context, KvFormat format) const {
-  return {file_->file_bytes(), KvShape::n_pages(context) * kv_shape(format).page_bytes(), workspace_.bytes()};
+  return {file_->file_bytes(), KvShape::n_pages(context) * kv_shape(format).page_bytes(), workspace_bytes_.load()};
+}
+
+void Engine::make_room(const Model& model, size_t low_rank) {
+  WorkspaceShape shape = model.workspace_shape(kMaxRows);
+  shape.low_rank = low_rank;
+  shape.needs_f32 |= low_rank > 0;
+  const std::lock_guard<std::mutex> lock(turn_);
+  workspace_.grow(shape);
+  workspace_bytes_.store(workspace_.bytes());
 }
 
 void Engine::check(int32_t token) const {
@@ -48,18 +58,26 @@ void Engine::check(std::span<const BatchItem> items) const {
   }
 }
 
-std::span<const BatchRow> Engine::rows_of(std::span<const BatchItem> items) {
+std::span<const BatchRow> Engine::rows_of(std::span<const BatchItem> items, const Model& model) {
   size_t n = 0;
   for (const BatchItem& item : items) {
+    if (&item.session->model() != &model) continue;
     float* logits = item.logits;
     for (size_t i = 0; i < item.tokens.size(); ++i) {
       const bool wanted = logits != nullptr && (item.all_logits || i + 1 == item.tokens.size());
-      rows_[n] = {&item.session->cache_, item.tokens[i], item.session->position_ + i, wanted ? logits : nullptr};
+      rows_[n] = {&item.session->cache_, item.tokens[i], item.session->position_ + i, wanted ? logits : nullptr,
+                  item.session->running_adapters()};
       check(rows_[n++].token);  // again: the caller's array may have been changed since
       if (wanted) logits += spec().n_vocab;
     }
   }
   return {rows_.get(), n};
+}
+
+// The rows of one model: all, unless some sessions' adapters replace tensors.
+bool Engine::pass(std::span<const BatchItem> items, const Model& model, const Poll& poll) {
+  const auto rows = rows_of(items, model);
+  return rows.empty() || forward(model, workspace_, rows, poll);
 }
 
 void Engine::step(std::span<const BatchItem> items, const Poll& poll) {
@@ -82,8 +100,10 @@ void Engine::run(std::span<const BatchItem> items, const Poll& poll) {
                    return asked || all.poll.cancelled(all.poll.context);
                  },
                  &context};
-  const auto rows = rows_of(items);
-  if (!rows.empty() && !forward(model_, workspace_, rows, any)) {
+  for (size_t i = 0; i < items.size(); ++i) {
+    const Model& model = items[i].session->model();
+    const auto same = [&](const BatchItem& item) { return &item.session->model() == &model; };
+    if (std::any_of(items.begin(), items.begin() + static_cast<ptrdiff_t>(i), same) || pass(items, model, any)) continue;
     for (const BatchItem& item : items) item.session->cancelled_.store(false);
     throw Error(ErrorKind::cancelled, "the step was cancelled");
   }

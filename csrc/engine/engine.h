@@ -1,6 +1,7 @@
 // A model with threads and room to work in: immutable to its users, shared by any number of threads, which take turns.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -35,11 +36,15 @@ class Engine {
   // `threads` 0 means default_threads().
   Engine(std::shared_ptr<const ModelFile> file, int threads, Activations activations);
 
+  const Model& model() const { return model_; }
   const ModelSpec& spec() const { return model_.spec; }
   int n_threads() const { return pool_.n_threads(); }
   const char* isa() const { return workspace_.kernels.isa; }
   KvShape kv_shape(KvFormat format) const { return model_.kv_shape(format); }
   MemoryNeeds memory(size_t context, KvFormat format) const;
+  // Room for steps with adapters that share an input with so many ranks together, over such a model. Waits for a step that runs; not to
+  // be called with Python's lock, which such a step may want.
+  void make_room(const Model& model, size_t low_rank);
   // Throws unless the token is of the vocabulary.
   void check(int32_t token) const;
 
@@ -52,7 +57,8 @@ class Engine {
   // As `step`, with sessions that the caller occupies.
   void run(std::span<const BatchItem> items, const Poll& poll);
   void check(std::span<const BatchItem> items) const;
-  std::span<const BatchRow> rows_of(std::span<const BatchItem> items);
+  std::span<const BatchRow> rows_of(std::span<const BatchItem> items, const Model& model);
+  bool pass(std::span<const BatchItem> items, const Model& model, const Poll& poll);
 
   std::shared_ptr<const ModelFile> file_;
   Model model_;
@@ -60,6 +66,7 @@ class Engine {
   Workspace workspace_;
   std::unique_ptr<BatchRow[]> rows_;
   std::mutex turn_;
+  std::atomic<size_t> workspace_bytes_;  // may be asked for while the workspace grows
 };
 
 }  // namespace pyinfer

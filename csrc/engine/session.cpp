@@ -21,16 +21,40 @@ size_t checked_context(size_t context) {
 Session::Session(std::shared_ptr<Engine> engine, size_t context, KvFormat format)
     : engine_(std::move(engine)), context_(checked_context(context)), cache_(engine_->kv_shape(format), context_) {}
 
+void Session::set_adapters(std::shared_ptr<const AdapterSet> adapters) {
+  if (adapters && &adapters->engine() != engine_.get()) {
+    throw Error(ErrorKind::request, "adapters: expected a set of the session's engine, found one of another");
+  }
+  const std::lock_guard<std::mutex> lock(swap_);
+  adapters_.swap(adapters);  // the old one may be freed, after the lock
+}
+
+std::shared_ptr<const AdapterSet> Session::adapters() const {
+  const std::lock_guard<std::mutex> lock(swap_);
+  return adapters_;
+}
+
+bool Session::occupy() {
+  if (busy_.exchange(true)) return false;
+  running_ = adapters();
+  return true;
+}
+
+void Session::leave() {
+  running_.reset();
+  busy_.store(false);
+}
+
 Occupied::Occupied(std::span<const BatchItem> items) : items_(items) {
   for (; n_ < items.size(); ++n_) {
-    if (!items[n_].session->busy_.exchange(true)) continue;
+    if (items[n_].session->occupy()) continue;
     release();
     throw Error(ErrorKind::request, "session: expected one step at a time and each session once a batch, found a second step");
   }
 }
 
 void Occupied::release() {
-  for (size_t i = 0; i < n_; ++i) items_[i].session->busy_.store(false);
+  for (size_t i = 0; i < n_; ++i) items_[i].session->leave();
 }
 
 void Session::truncate(size_t position) {

@@ -4,8 +4,10 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 
+#include "engine/adapter_set.h"
 #include "engine/engine.h"
 #include "nn/kv_cache.h"
 
@@ -27,6 +29,11 @@ class Session {
   // Appends tokens in chunks of at most `chunk` rows. `logits` as in BatchItem.
   void eval(std::span<const int32_t> tokens, float* logits, bool all_logits, size_t chunk, const Poll& poll);
 
+  // What the next step runs with; nullptr for the model alone. May be set at any time, by any thread: a call that runs keeps the set that
+  // it began with. Throws a request error for a set of another engine.
+  void set_adapters(std::shared_ptr<const AdapterSet> adapters);
+  std::shared_ptr<const AdapterSet> adapters() const;
+
   // Makes a running or the next step throw a cancelled error. From any thread.
   void cancel() { cancelled_.store(true); }
 
@@ -34,12 +41,21 @@ class Session {
   friend class Engine;
   friend class Occupied;
 
+  // Of the call that occupies the session.
+  const Model& model() const { return running_ ? running_->model() : engine_->model(); }
+  const Adapters* running_adapters() const { return running_ ? running_->adapters() : nullptr; }
+  bool occupy();
+  void leave();
+
   std::shared_ptr<Engine> engine_;
   size_t context_;
   KvCache cache_;
   std::atomic<size_t> position_{0};  // may be asked for while a step runs
   std::atomic<bool> cancelled_{false};
   std::atomic<bool> busy_{false};
+  mutable std::mutex swap_;  // of adapters_
+  std::shared_ptr<const AdapterSet> adapters_;
+  std::shared_ptr<const AdapterSet> running_;
 };
 
 // Marks the sessions of a batch as busy while it lives. Throws a request error if one is busy already or stands there twice.

@@ -5,6 +5,7 @@
 #include "formats/format.h"
 #include "nn/attention.h"
 #include "nn/linear.h"
+#include "nn/low_rank.h"
 
 namespace pyinfer {
 namespace {
@@ -23,46 +24,75 @@ std::span<const Segment> find_segments(std::span<const BatchRow> rows, Segment* 
   return {segments, n};
 }
 
+// Adds row `row` of a step, or of the rows that want logits, to the pieces: rows of one stack within one panel.
+void add_piece(Workspace& w, size_t& n_pieces, size_t row, const Adapters* adapters) {
+  if (adapters == nullptr) return;
+  if (n_pieces > 0 && row % static_cast<size_t>(w.kernels.panel_rows) != 0) {
+    Piece& last = w.pieces[n_pieces - 1];
+    if (last.adapters == adapters && last.first_row + last.n_rows == row) {
+      ++last.n_rows;
+      return;
+    }
+  }
+  w.pieces[n_pieces++] = {row, 1, adapters};
+}
+
+std::span<const Piece> find_pieces(Workspace& w, std::span<const BatchRow> rows) {
+  size_t n = 0;
+  for (size_t i = 0; i < rows.size(); ++i) add_piece(w, n, i, rows[i].adapters);
+  return {w.pieces, n};
+}
+
 void embed(const Model& model, Workspace& w, std::span<const BatchRow> rows) {
   w.pool.run(rows.size(), 8, [&](size_t begin, size_t end, int) {
     for (size_t i = begin; i < end; ++i) {
       unpack_row(model.embedding.format, model.embedding.tiles, model.embedding.cols, static_cast<size_t>(rows[i].token),
                  w.x + i * w.x_stride);
+      if (rows[i].adapters == nullptr) continue;
+      const AdaptedInput& stack = rows[i].adapters->inputs[Adapters::embedding_input(model.layers.size())];
+      adapt_embedding(w, stack, static_cast<size_t>(rows[i].token), i, w.x + i * w.x_stride);
     }
   });
 }
 
-void attention_block(const Model& model, const Layer& layer, Workspace& w, std::span<const Segment> segments, size_t index, size_t n) {
+void attention_block(const Model& model, const Layer& layer, Workspace& w, std::span<const Segment> segments,
+                     std::span<const Piece> pieces, size_t index, size_t n) {
   const ModelSpec& s = model.spec;
-  const LinearInput x{w.x, w.x_stride, n, s.dim, layer.attn_norm, s.norm_eps, model.activations};
+  const size_t number = index * Adapters::kInputsPerLayer;
+  const LinearInput x{w.x,         w.x_stride, n, s.dim, layer.attn_norm, s.norm_eps, model.activations, pieces,
+                      number + Adapters::qkv};
   linear(w, x,
          {{&layer.q, w.qkv, w.qkv_stride, false},
           {&layer.k, w.qkv + w.q_width, w.qkv_stride, false},
           {&layer.v, w.qkv + w.q_width + w.kv_width, w.qkv_stride, false}});
   attention(w, {s.n_heads, s.n_kv_heads, s.head_dim, s.rope_dim / 2, s.attention_scale}, segments, index);
-  const LinearInput attended{w.attended, w.q_width, n, s.q_width(), nullptr, 0.0f, model.activations};
+  const LinearInput attended{w.attended, w.q_width, n, s.q_width(), nullptr, 0.0f, model.activations, pieces, number + Adapters::o};
   linear(w, attended, {{&layer.o, w.x, w.x_stride, true}});
 }
 
-void feed_forward_block(const Model& model, const Layer& layer, Workspace& w, size_t n) {
+void feed_forward_block(const Model& model, const Layer& layer, Workspace& w, std::span<const Piece> pieces, size_t index, size_t n) {
   const ModelSpec& s = model.spec;
-  const LinearInput x{w.x, w.x_stride, n, s.dim, layer.ffn_norm, s.norm_eps, model.activations};
+  const size_t number = index * Adapters::kInputsPerLayer;
+  const LinearInput x{w.x,    w.x_stride, n, s.dim, layer.ffn_norm, s.norm_eps, model.activations, pieces,
+                      number + Adapters::gate_up};
   linear_swiglu(w, x, layer.gate, layer.up, w.hidden, w.hidden_stride);
-  const LinearInput hidden{w.hidden, w.hidden_stride, n, s.n_ff, nullptr, 0.0f, model.activations};
+  const LinearInput hidden{w.hidden, w.hidden_stride, n, s.n_ff, nullptr, 0.0f, model.activations, pieces, number + Adapters::down};
   linear(w, hidden, {{&layer.down, w.x, w.x_stride, true}});
 }
 
 // Logits of the rows that asked: those rows are moved together first, so that only they meet the head.
 void logits(const Model& model, Workspace& w, std::span<const BatchRow> rows) {
-  size_t n = 0;
+  size_t n = 0, n_pieces = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     if (rows[i].logits == nullptr) continue;
     if (i != n) std::memcpy(w.x + n * w.x_stride, w.x + i * w.x_stride, w.x_stride * sizeof(float));
+    add_piece(w, n_pieces, n, rows[i].adapters);
     w.wanted[n++] = rows[i].logits;
   }
   if (n == 0) return;
   const ModelSpec& s = model.spec;
-  const LinearInput x{w.x, w.x_stride, n, s.dim, model.final_norm, s.norm_eps, model.activations};
+  const LinearInput x{w.x, w.x_stride, n, s.dim, model.final_norm, s.norm_eps, model.activations, {w.pieces, n_pieces},
+                      Adapters::head_input(model.layers.size())};
   linear_scatter(w, x, model.head, w.wanted);
 }
 
@@ -70,12 +100,13 @@ void logits(const Model& model, Workspace& w, std::span<const BatchRow> rows) {
 
 bool forward(const Model& model, Workspace& w, std::span<const BatchRow> rows, const Poll& poll) {
   const auto segments = find_segments(rows, w.segments);
+  const auto pieces = find_pieces(w, rows);
   embed(model, w, rows);
   rope_angles(w, segments, model.rope_freqs, model.spec.rope_magnitude);
   for (size_t i = 0; i < model.layers.size(); ++i) {
     if (poll.cancelled(poll.context)) return false;
-    attention_block(model, model.layers[i], w, segments, i, rows.size());
-    feed_forward_block(model, model.layers[i], w, rows.size());
+    attention_block(model, model.layers[i], w, segments, pieces, i, rows.size());
+    feed_forward_block(model, model.layers[i], w, pieces, i, rows.size());
   }
   logits(model, w, rows);
   return true;

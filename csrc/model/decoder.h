@@ -5,6 +5,7 @@
 #include <span>
 
 #include "model/model.h"
+#include "nn/adapter.h"
 #include "nn/kv_cache.h"
 #include "nn/workspace.h"
 
@@ -16,6 +17,7 @@ struct BatchRow {
   int32_t token;
   size_t position;
   float* logits;  // room for n_vocab floats, or nullptr where none are wanted
+  const Adapters* adapters = nullptr;  // what the row runs with besides the model
 };
 
 // Asked between layers whether to give up. May be called from the calling thread only.

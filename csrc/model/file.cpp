@@ -20,26 +20,6 @@ constexpr uint64_t kMaxTokenizer = 256ull << 20;
 constexpr uint64_t kMaxTensors = 16 * 1024;  // 1024 layers of fewer than 16 tensors
 constexpr uint64_t kWeightsAlignment = 4096;
 
-struct Shape {
-  const char* name;
-  bool layered;
-  bool vector;
-  uint64_t rows;
-  uint64_t cols;
-};
-
-// What the specification asks of a role; nullptr name for a number that is no role.
-Shape shape_of(Role role, const ModelSpec& s) {
-  switch (role) {
-#define PYINFER_ROLE(name, number, layered, vector, rows, cols) \
-  case Role::name:                                              \
-    return {#name, layered, vector, rows, cols};
-#include "model/roles.inc"
-#undef PYINFER_ROLE
-  }
-  return {nullptr, false, false, 0, 0};
-}
-
 bool is_absent(Role role, const ModelSpec& s) {
   return (role == Role::head && s.tied_head()) || (role == Role::rope_freqs && s.rope_dim == 0);
 }
@@ -55,6 +35,25 @@ uint64_t n_expected(const ModelSpec& s) {
 std::string text(uint64_t value) { return std::to_string(value); }
 
 }  // namespace
+
+RoleShape shape_of(Role role, const ModelSpec& s) {
+  switch (role) {
+#define PYINFER_ROLE(name, number, layered, vector, rows, cols) \
+  case Role::name:                                              \
+    return {#name, layered, vector, rows, cols};
+#include "model/roles.inc"
+#undef PYINFER_ROLE
+  }
+  return {nullptr, false, false, 0, 0};
+}
+
+std::optional<Role> find_role(std::string_view name) {
+#define PYINFER_ROLE(role, number, layered, vector, rows, cols) \
+  if (name == #role) return Role::role;
+#include "model/roles.inc"
+#undef PYINFER_ROLE
+  return std::nullopt;
+}
 
 const char* role_name(Role role) {
   const char* name = shape_of(role, ModelSpec{}).name;
@@ -185,7 +184,7 @@ void ModelFile::check_table() const {
 
 void ModelFile::check_tensor(const TensorRecord& tensor, uint64_t previous_end) const {
   const ModelSpec& s = spec();
-  const Shape shape = shape_of(tensor.role, s);
+  const RoleShape shape = shape_of(tensor.role, s);
   if (shape.name == nullptr) refuse("tensor role", "a known role", text(static_cast<uint32_t>(tensor.role)));
   const std::string name = std::string("tensor ") + shape.name;
   if (is_absent(tensor.role, s)) refuse(name, "none, by the specification", "one");

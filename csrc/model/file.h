@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "base/mapped_file.h"
 #include "formats/format.h"
@@ -34,6 +36,17 @@ enum class Role : uint32_t {
 #undef PYINFER_ROLE
 };
 const char* role_name(Role role);
+
+// What the specification asks of the tensors of a role.
+struct RoleShape {
+  const char* name;  // nullptr for a number that is no role
+  bool layered;
+  bool vector;
+  uint64_t rows;
+  uint64_t cols;
+};
+RoleShape shape_of(Role role, const ModelSpec& spec);
+std::optional<Role> find_role(std::string_view name);
 
 inline constexpr uint32_t kNoLayer = 0xFFFFFFFFu;
 

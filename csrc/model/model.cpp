@@ -1,19 +1,13 @@
 #include "model/model.h"
 
 namespace pyinfer {
-namespace {
-
-// The place in the model that a tensor fills; ModelFile has checked that each is filled once.
-void place(Model& model, const TensorRecord& tensor, const uint8_t* bytes) {
-  const auto* vector = reinterpret_cast<const float*>(bytes);
-  const Matrix matrix =
-      tensor.format == Format::vector ? Matrix{} : Matrix::view(tensor.format, tensor.rows, tensor.cols, bytes);
-  Layer* layer = tensor.layer == kNoLayer ? nullptr : &model.layers[tensor.layer];
-  switch (tensor.role) {
-    case Role::embedding: model.embedding = matrix; break;
-    case Role::final_norm: model.final_norm = vector; break;
-    case Role::head: model.head = matrix; break;
-    case Role::rope_freqs: model.rope_freqs = vector; break;
+void Model::place(Role role, uint32_t layer_index, const Matrix& matrix, const float* vector) {
+  Layer* layer = layer_index == kNoLayer ? nullptr : &layers[layer_index];
+  switch (role) {
+    case Role::embedding: embedding = matrix; break;
+    case Role::final_norm: final_norm = vector; break;
+    case Role::head: head = matrix; break;
+    case Role::rope_freqs: rope_freqs = vector; break;
     case Role::attn_norm: layer->attn_norm = vector; break;
     case Role::q: layer->q = matrix; break;
     case Role::k: layer->k = matrix; break;
@@ -26,11 +20,14 @@ void place(Model& model, const TensorRecord& tensor, const uint8_t* bytes) {
   }
 }
 
-}  // namespace
-
 Model::Model(const ModelFile& file, Activations how)
     : spec(file.spec()), activations(how), embedding{}, layers(spec.n_layers), final_norm(nullptr), head{}, rope_freqs(nullptr) {
-  for (const TensorRecord& tensor : file.tensors()) place(*this, tensor, file.bytes_of(tensor));
+  for (const TensorRecord& tensor : file.tensors()) {
+    const uint8_t* bytes = file.bytes_of(tensor);
+    const bool vector = tensor.format == Format::vector;
+    place(tensor.role, tensor.layer, vector ? Matrix{} : Matrix::view(tensor.format, tensor.rows, tensor.cols, bytes),
+          reinterpret_cast<const float*>(bytes));
+  }
   if (spec.tied_head()) head = embedding;
 }
 
@@ -42,7 +39,7 @@ WorkspaceShape Model::workspace_shape(size_t max_rows) const {
     }
   }
   const bool int8 = activations == Activations::int8;
-  return {max_rows, spec.dim, spec.q_width(), spec.kv_width(), spec.n_ff, spec.rope_dim / 2, int8 && quantised, !int8 || floats};
+  return {max_rows, spec.dim, spec.q_width(), spec.kv_width(), spec.n_ff, spec.rope_dim / 2, int8 && quantised, !int8 || floats, 0};
 }
 
 }  // namespace pyinfer

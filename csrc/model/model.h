@@ -32,6 +32,8 @@ struct Model {
   Matrix head;               // (n_vocab, dim); the embedding where the head is tied
   const float* rope_freqs;   // (rope_dim / 2)
 
+  // Makes a tensor the one of its role: the matrix, or the vector where the role is one. The layer is kNoLayer outside the layers.
+  void place(Role role, uint32_t layer, const Matrix& matrix, const float* vector);
   WorkspaceShape workspace_shape(size_t max_rows) const;
   KvShape kv_shape(KvFormat format) const { return {spec.n_layers, spec.n_kv_heads, spec.head_dim, format}; }
 };

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "nn/low_rank.h"
+
 namespace pyinfer {
 namespace {
 
@@ -82,14 +84,17 @@ int kind_of(const Matrix& weights, const LinearInput& input) {
 
 // Runs body(begin, end, thread) over n_tiles tiles, after each thread has prepared the input once.
 template <class Body>
-void over_tiles(Workspace& w, const PackedInput& packed, size_t n_tiles, size_t tile_bytes, const Body& body) {
+void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t n_tiles, size_t tile_bytes, const Body& body) {
   const size_t threads = static_cast<size_t>(w.pool.n_threads());
   const size_t fair = std::max<size_t>(1, n_tiles / (threads * 6));
   const size_t grain = std::min(fair, std::max<size_t>(1, kRunBytes / tile_bytes));
   bool ready[ThreadPool::kMaxThreads] = {};
   w.pool.run(n_tiles, grain, [&](size_t begin, size_t end, int thread) {
-    if (!ready[thread]) packed.prepare(thread);
-    ready[thread] = true;
+    if (!ready[thread]) {
+      low.help(thread);
+      packed.prepare(thread);
+      ready[thread] = true;
+    }
     body(begin, end, thread);
   });
 }
@@ -114,13 +119,43 @@ float* own_tile(const Workspace& w, int thread, int which) {
   return w.own_tiles + (static_cast<size_t>(thread) * 2 + static_cast<size_t>(which)) * kMaxPanelRows * Workspace::kOwnTileCols;
 }
 
-void multiply_target(const Workspace& w, const LinearInput& input, const PackedInput& packed, const LinearTarget& target, size_t begin,
-                     size_t end, int thread) {
-  const int kind = kind_of(*target.weights, input);
-  for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
-    float* out = target.out + packed.first_row(panel) * target.stride + begin * kTile;
-    multiply(w, packed, *target.weights, kind, panel, begin, end, thread, out, target.stride, target.accumulate);
+// out += gain ⊙ product, tile by tile: gains belong to the product alone.
+void accumulate_scaled(const Workspace& w, const LowRankJob& low, const PackedInput& packed, const Matrix& weights, int kind,
+                       size_t panel, const AdaptedTiles& to, int thread) {
+  float* product = own_tile(w, thread, 0);
+  for (size_t tile = to.begin; tile < to.end; ++tile) {
+    multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, product, kTile, false);
+    low.apply_gain({to.target, to.first_row, to.n_rows, tile, tile + 1, product, kTile});
+    for (size_t r = 0; r < to.n_rows; ++r) {
+      float* out = to.out + r * to.stride + (tile - to.begin) * kTile;
+      for (size_t i = 0; i < kTile; ++i) out[i] += product[r * kTile + i];
+    }
   }
+}
+
+void multiply_target(const Workspace& w, const LinearInput& input, const LowRankJob& low, const PackedInput& packed,
+                     const LinearTarget& target, size_t number, size_t begin, size_t end, int thread) {
+  const int kind = kind_of(*target.weights, input);
+  low.prefetch(number, begin, end);
+  for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
+    const size_t first = packed.first_row(panel), n_rows = static_cast<size_t>(packed.rows_of(panel));
+    float* out = target.out + first * target.stride + begin * kTile;
+    const AdaptedTiles tiles{number, first, n_rows, begin, end, out, target.stride};
+    if (target.accumulate && low.has_gain(number, first, n_rows)) {
+      accumulate_scaled(w, low, packed, *target.weights, kind, panel, tiles, thread);
+    } else {
+      multiply(w, packed, *target.weights, kind, panel, begin, end, thread, out, target.stride, target.accumulate);
+      if (!target.accumulate) low.apply_gain(tiles);
+    }
+    low.add(tiles);
+  }
+}
+
+// What adapters make of one tile of products with one panel.
+void adapt_tile(const LowRankJob& low, const PackedInput& packed, size_t target, size_t panel, size_t tile, float* out) {
+  const AdaptedTiles tiles{target, packed.first_row(panel), static_cast<size_t>(packed.rows_of(panel)), tile, tile + 1, out, kTile};
+  low.apply_gain(tiles);
+  low.add(tiles);
 }
 
 }  // namespace
@@ -133,13 +168,15 @@ void linear(Workspace& w, const LinearInput& input, std::initializer_list<Linear
     n_tiles += target.weights->n_tiles();
     bytes = std::max(bytes, target.weights->tile_bytes);
   }
+  LowRankJob low(w, input);
   const PackedInput packed(w, input, needed[0], needed[1]);
-  over_tiles(w, packed, n_tiles, bytes, [&](size_t begin, size_t end, int thread) {
-    size_t first = 0;  // the targets' tiles are numbered one after the other
+  over_tiles(w, low, packed, n_tiles, bytes, [&](size_t begin, size_t end, int thread) {
+    size_t first = 0, number = 0;  // the targets' tiles are numbered one after the other
     for (const LinearTarget& target : targets) {
       const size_t last = first + target.weights->n_tiles();
       const size_t b = std::max(begin, first), e = std::min(end, last);
-      if (b < e) multiply_target(w, input, packed, target, b - first, e - first, thread);
+      if (b < e) multiply_target(w, input, low, packed, target, number, b - first, e - first, thread);
+      ++number;
       first = last;
     }
   });
@@ -147,14 +184,19 @@ void linear(Workspace& w, const LinearInput& input, std::initializer_list<Linear
 
 void linear_swiglu(Workspace& w, const LinearInput& input, const Matrix& gate, const Matrix& up, float* out, size_t stride) {
   const int gate_kind = kind_of(gate, input), up_kind = kind_of(up, input);
+  LowRankJob low(w, input);
   const PackedInput packed(w, input, gate_kind == 0 || up_kind == 0, gate_kind == 1 || up_kind == 1);
-  over_tiles(w, packed, gate.n_tiles(), gate.tile_bytes + up.tile_bytes, [&](size_t begin, size_t end, int thread) {
+  over_tiles(w, low, packed, gate.n_tiles(), gate.tile_bytes + up.tile_bytes, [&](size_t begin, size_t end, int thread) {
     float* gated = own_tile(w, thread, 0);
     float* upped = own_tile(w, thread, 1);
+    low.prefetch(0, begin, end);
+    low.prefetch(1, begin, end);
     for (size_t tile = begin; tile < end; ++tile) {
       for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
         multiply(w, packed, gate, gate_kind, panel, tile, tile + 1, thread, gated, kTile, false);
         multiply(w, packed, up, up_kind, panel, tile, tile + 1, thread, upped, kTile, false);
+        adapt_tile(low, packed, 0, panel, tile, gated);
+        adapt_tile(low, packed, 1, panel, tile, upped);
         float* to = out + packed.first_row(panel) * stride + tile * kTile;
         for (int r = 0; r < packed.rows_of(panel); ++r) {
           w.kernels.swiglu(gated + r * kTile, upped + r * kTile, kTile, to + static_cast<size_t>(r) * stride);
@@ -166,13 +208,16 @@ void linear_swiglu(Workspace& w, const LinearInput& input, const Matrix& gate, c
 
 void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weights, float* const* rows) {
   const int kind = kind_of(weights, input);
+  LowRankJob low(w, input);
   const PackedInput packed(w, input, kind == 0, kind == 1);
-  over_tiles(w, packed, weights.n_tiles(), weights.tile_bytes, [&](size_t begin, size_t end, int thread) {
+  over_tiles(w, low, packed, weights.n_tiles(), weights.tile_bytes, [&](size_t begin, size_t end, int thread) {
     float* result = own_tile(w, thread, 0);
+    low.prefetch(0, begin, end);
     for (size_t tile = begin; tile < end; ++tile) {
       const size_t n = std::min(kTile, weights.rows - tile * kTile);
       for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
         multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, result, kTile, false);
+        adapt_tile(low, packed, 0, panel, tile, result);
         float* const* to = rows + packed.first_row(panel);
         for (int r = 0; r < packed.rows_of(panel); ++r) std::memcpy(to[r] + tile * kTile, result + r * kTile, n * sizeof(float));
       }

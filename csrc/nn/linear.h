@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <span>
 
+#include "nn/adapter.h"
 #include "nn/tensor.h"
 #include "nn/workspace.h"
 
@@ -19,6 +20,8 @@ struct LinearInput {
   const float* norm;  // (cols) or nullptr
   float eps;
   Activations activations;
+  std::span<const Piece> pieces = {};  // the rows with adapters, in ascending order
+  size_t number = 0;                   // of this input among Adapters::inputs
 };
 
 // One product of an input: out (n_rows, stride) = or += x · Wᵀ; whole tiles of 16 columns are written.

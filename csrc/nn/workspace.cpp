@@ -2,29 +2,13 @@
 
 #include <algorithm>
 
-#include "base/buffer.h"
+#include "base/layout.h"
+#include "nn/adapter.h"
 
 namespace pyinfer {
 namespace {
 
 constexpr size_t kTile = 16;
-
-// Hands out aligned runs of one block of memory; with no memory it only measures.
-class Layout {
- public:
-  explicit Layout(uint8_t* base) : base_(base) {}
-  template <class T>
-  T* take(size_t count) {
-    const size_t at = used_;
-    used_ += round_up(count * sizeof(T), kAlignment);
-    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
-  }
-  size_t used() const { return used_; }
-
- private:
-  uint8_t* base_;
-  size_t used_ = 0;
-};
 
 void lay_out(Workspace& w, const WorkspaceShape& shape, Layout& layout) {
   const size_t threads = static_cast<size_t>(w.pool.n_threads());
@@ -43,6 +27,11 @@ void lay_out(Workspace& w, const WorkspaceShape& shape, Layout& layout) {
   w.own_tiles = layout.take<float>(threads * 2 * kMaxPanelRows * Workspace::kOwnTileCols);
   w.segments = layout.take<Segment>(w.max_rows);
   w.wanted = layout.take<float*>(w.max_rows);
+  w.pieces = layout.take<Piece>(w.max_rows);
+  const size_t n_chunks = (w.max_cols + kLowRankChunk - 1) / kLowRankChunk;
+  w.low_rank_partial = layout.take<float>(w.max_rows * n_chunks * w.low_rank);
+  w.low_rank_t = layout.take<float>(w.max_rows * w.low_rank);
+  w.low_rank_done = layout.take<std::atomic<uint32_t>>(w.low_rank == 0 ? 0 : w.max_rows);
 }
 
 }  // namespace
@@ -58,10 +47,36 @@ Workspace::Workspace(const Kernels& k, ThreadPool& p, const WorkspaceShape& shap
       qkv_stride(q_width + 2 * kv_width),
       hidden_stride(round_up(shape.n_ff, kTile)),
       rope_pairs(shape.rope_pairs),
-      row_bytes{max_cols / 32 * kPanelBlockBytes, max_cols * sizeof(float)} {
+      row_bytes{max_cols / 32 * kPanelBlockBytes, max_cols * sizeof(float)},
+      low_rank(shape.low_rank) {
+  allocate(shape);
+}
+
+void Workspace::grow(const WorkspaceShape& more) {
+  WorkspaceShape shape = shape_;
+  shape.needs_int8 |= more.needs_int8;
+  shape.needs_f32 |= more.needs_f32;
+  shape.low_rank = std::max(shape.low_rank, more.low_rank);
+  if (shape.needs_int8 == shape_.needs_int8 && shape.needs_f32 == shape_.needs_f32 && shape.low_rank == shape_.low_rank) return;
+  try {
+    allocate(shape);
+  } catch (...) {  // no memory: as it was
+    place(shape_);
+    throw;
+  }
+}
+
+void Workspace::allocate(const WorkspaceShape& shape) {
+  low_rank = shape.low_rank;
   Layout measure(nullptr);
   lay_out(*this, shape, measure);
   memory_ = AnonymousMemory(measure.used());
+  place(shape);
+}
+
+void Workspace::place(const WorkspaceShape& shape) {
+  shape_ = shape;
+  low_rank = shape.low_rank;
   Layout layout(memory_.data());
   lay_out(*this, shape, layout);
 }

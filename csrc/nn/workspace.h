@@ -2,6 +2,7 @@
 // Nothing in a step allocates; memory that a step does not touch is not resident.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -12,6 +13,7 @@
 namespace pyinfer {
 
 class KvCache;
+struct Piece;
 
 // Consecutive rows of a step that are consecutive positions of one sequence.
 struct Segment {
@@ -34,10 +36,17 @@ struct WorkspaceShape {
   size_t rope_pairs;
   bool needs_int8;  // some matrix meets int8 activations
   bool needs_f32;   // some matrix meets float activations
+  size_t low_rank = 0;  // ranks of adapters that share an input, together, at most; a multiple of 16
 };
+
+// Columns after which A x is summed anew, so that threads can share out one row: fixed, since bits depend on it.
+inline constexpr size_t kLowRankChunk = 512;
+inline constexpr size_t kFloatGroupCols = 4;  // column group of the float formats
 
 struct Workspace {
   Workspace(const Kernels& kernels, ThreadPool& pool, const WorkspaceShape& shape);
+  // Makes room for what this shape needs and the present one does not. Not during a step.
+  void grow(const WorkspaceShape& shape);
 
   const Kernels& kernels;
   ThreadPool& pool;
@@ -68,10 +77,21 @@ struct Workspace {
   Segment* segments;         // (max_rows)
   float** wanted;            // (max_rows) where logits go
 
+  // Adapters: see nn/low_rank.h. Room only where the shape's low_rank is not 0, but for the pieces.
+  size_t low_rank;
+  Piece* pieces;                          // (max_rows)
+  float* low_rank_partial;                // (max_rows, chunks, low_rank)
+  float* low_rank_t;                      // (max_rows, low_rank), as a panel for each piece
+  std::atomic<uint32_t>* low_rank_done;   // (max_rows) parts done of each piece's t
+
   size_t bytes() const { return memory_.size(); }
   static constexpr size_t kOwnTileCols = 16;
 
  private:
+  void allocate(const WorkspaceShape& shape);
+  void place(const WorkspaceShape& shape);
+
+  WorkspaceShape shape_{};
   AnonymousMemory memory_;
 };
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyinfer import cache
-from pyinfer.cli import answer, terminal
+from pyinfer.cli import answer, options, terminal
 from pyinfer.errors import PyinferError, RequestError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     from pyinfer import Completion, Model, Session
+    from pyinfer.adapters import AdapterLike, Weighted
     from pyinfer.answering import Options
 
 __all__ = ["Chat", "chat"]
@@ -178,6 +179,23 @@ class Chat:
         self.session.messages = messages
         terminal.note(f"{len(self.session.messages)} messages were read from {path}.")
 
+    def lora(self, argument: str) -> None:
+        """Says the adapters in use, adds one, takes one off, or gives one another weight."""
+        verb, _, rest = argument.partition(" ")
+        if verb == "":
+            self._say_adapters()
+            return
+        if verb not in ("add", "remove", "weight") or not rest.strip():
+            raise RequestError(
+                "expected /lora, /lora add DIR[:WEIGHT], /lora remove NAME or /lora weight NAME WEIGHT"
+            )
+        self.session.adapters = _restacked(self.session.adapters, verb, rest.strip())
+        self._say_adapters()
+
+    def _say_adapters(self) -> None:
+        rows = [(adapter.name, f"{weight:g}", str(adapter.path)) for adapter, weight in self.session.adapters]
+        terminal.note(terminal.table(rows) if rows else "There is no adapter in use.")
+
     def say_stats(self, _: str = "") -> None:
         """Says the statistics of the last answer, and how full the context is."""
         if self.last:
@@ -187,6 +205,22 @@ class Chat:
     def exit(self, _: str = "") -> None:
         """Ends the chat."""
         self.over = True
+
+
+def _restacked(stack: Weighted, verb: str, argument: str) -> list[tuple[AdapterLike, float]]:
+    """The stack with one more adapter, without one, or with another weight."""
+    if verb == "add":
+        return [*stack, options.lora(argument)]
+    name, _, weight = argument.rpartition(" ") if verb == "weight" else (argument, "", "")
+    if name not in [adapter.name for adapter, _ in stack]:
+        raise RequestError(f"there is no adapter {name!r} in use; /lora lists those there are")
+    if verb == "remove":
+        return [(adapter, old) for adapter, old in stack if adapter.name != name]
+    try:
+        new = float(weight)
+    except ValueError:
+        raise RequestError(f"expected a number as the weight of {name!r}, found {weight!r}") from None
+    return [(adapter, new if adapter.name == name else old) for adapter, old in stack]
 
 
 def _file(name: str, command: str) -> Path:
@@ -204,6 +238,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None]]] = {
     ),
     "save": ("FILE: write the conversation to a file, over what it holds", Chat.save),
     "load": ("FILE: go on with a conversation from a file", Chat.load),
+    "lora": ("adapters in use; add DIR[:WEIGHT], remove NAME, weight NAME WEIGHT", Chat.lora),
     "stats": ("speed and memory of the last answer", Chat.say_stats),
     "exit": ("leave", Chat.exit),
 }

@@ -1,6 +1,7 @@
 """Write a model.bin from a GGUF file, a Hugging Face folder or a llama2.c file.
 
-The output is written whole or not at all. Peak memory stays near one tensor, whatever the size of the model.
+The output is written whole or not at all. Peak memory stays near one tensor, whatever the size of the model. With
+--lora, adapters are put into the weights; SRC may then be a model.bin too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from pyinfer.cli import options as common
 from pyinfer.cli import terminal
+from pyinfer.fetch import Progress
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,13 +19,44 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help=common.SOURCE_HELP)
     parser.add_argument("output", metavar="OUT.bin", type=Path, help="the file to write")
     common.add_weights(parser)
+    common.add_lora(parser)
+    parser.add_argument(
+        "--merge-into",
+        choices=("int8", "int4"),
+        help="format of what adapters change (default: as the base where it has floats, else int8); "
+        "int4 rounds small changes away",
+    )
 
 
 def execute(options: argparse.Namespace) -> int:
     """Converts and says what came of it."""
     from pyinfer import convert, hub
+    from pyinfer.errors import RequestError
 
+    if options.merge_into and not options.lora:
+        raise RequestError("--merge-into needs --lora")
     with terminal.progress() as progress, hub.published(options.source, progress=progress) as source:
-        convert.convert(source, options.output, weights=options.weights, progress=progress)
+        if options.lora:
+            _merge(options, source, progress)
+        else:
+            convert.convert(source, options.output, weights=options.weights, progress=progress)
     terminal.note(f"wrote {options.output}, {terminal.size(options.output.stat().st_size)}")
     return 0
+
+
+def _merge(options: argparse.Namespace, source: Path, progress: Progress) -> None:
+    from pyinfer import merging
+
+    made = merging.convert_merged(
+        source,
+        options.output,
+        merging.loaded(options.lora),
+        weights=options.weights,
+        into=options.merge_into,
+        progress=progress,
+    )
+    more = "larger" if made.added_bytes >= 0 else "smaller"
+    terminal.note(
+        f"{made.touched} tensors changed, the weights are {terminal.size(abs(made.added_bytes))} {more} than the "
+        f"base's; of the change, {made.retention:.1%} is left in the matrix that keeps least"
+    )

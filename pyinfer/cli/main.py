@@ -23,6 +23,7 @@ __all__ = ["VERBS", "main"]
 VERBS: dict[str, str] = {
     "run": "answer a prompt, or chat",
     "convert": "write a model.bin from a GGUF file, a Hugging Face folder or a llama2.c file",
+    "lora": "look at adapters, check them, write a stack of them as one",
     "info": "say what a model is and what it needs, without converting or loading it",
     "tokenize": "turn text from standard input into tokens",
     "eval": "measure a model on a text",

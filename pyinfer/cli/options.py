@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,13 @@ if TYPE_CHECKING:
 __all__ = [
     "add_cache",
     "add_engine",
+    "add_lora",
     "add_model",
     "add_sampling",
     "add_weights",
     "count",
     "counts",
+    "lora",
     "sampling_params",
 ]
 
@@ -56,6 +59,32 @@ def _bias(text: str) -> tuple[int, float]:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"expected ID=VALUE, such as 42=-100, found {text!r}")
+
+
+def lora(text: str) -> tuple[str, float]:
+    """An argument type: DIR or DIR:WEIGHT; a path that exists is a path, whatever its name."""
+    path, colon, weight = text.rpartition(":")
+    if not colon or not path or os.path.exists(text):
+        return text, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        return text, 1.0
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a weight that is a number, found {weight!r}")
+    return path, value
+
+
+def add_lora(parser: argparse.ArgumentParser) -> None:
+    """Adapters to put on the model."""
+    parser.add_argument(
+        "--lora",
+        type=lora,
+        action="append",
+        default=[],
+        metavar="DIR[:WEIGHT]",
+        help="put an adapter on the model: a PEFT folder or a GGUF adapter; repeatable, weight 1 unless given",
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

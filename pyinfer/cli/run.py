@@ -37,6 +37,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--stop", action="append", metavar="TEXT", help="end the answer before this; repeatable"
     )
     parser.add_argument("--stats", action="store_true", help="speed and memory, on standard error")
+    common.add_lora(parser)
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="put the adapters into the weights, once, into the cache; what they change is stored in 8 bits",
+    )
     common.add_engine(parser)
     common.add_sampling(parser)
 
@@ -76,9 +82,19 @@ def _load(options: argparse.Namespace) -> Model:
     from pyinfer import hub
 
     chosen = opened.activations(options)
+    if options.merge and not (options.lora and options.cache):
+        raise RequestError("--merge needs --lora, and the cache to keep the merged model in")
     with terminal.progress() as progress:
-        path = hub.resolve(options.model, cache=options.cache, progress=progress)
-    return pyinfer.load(path, threads=options.threads, context=options.ctx, activations=chosen)
+        if options.merge:
+            from pyinfer import merging
+
+            path = merging.merged(options.model, merging.loaded(options.lora), progress=progress)
+        else:
+            path = hub.resolve(options.model, cache=options.cache, progress=progress)
+    stack = [] if options.merge else options.lora
+    return pyinfer.load(
+        path, threads=options.threads, context=options.ctx, activations=chosen, adapters=stack
+    )
 
 
 def _stream(model: Model, prompt: str, options: argparse.Namespace, wanted: Options) -> Stream:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyinfer import _core
 from pyinfer.convert.metadata import Metadata
 from pyinfer.errors import ModelFileError
 
@@ -71,11 +72,26 @@ class Tensor:
     cols: int
     name: str  # as the file calls it, for messages
     read: ReadRows
+    lands: str | None = None  # the format to store it in, whatever else is asked for
+
+    @property
+    def packed(self) -> bool:
+        """Whether `read` gives tiles of a weight format, `source`, in ranges that begin at multiples of 16 rows."""
+        return self.source in _core.FORMATS
 
     @property
     def bytes(self) -> int:
         """Bytes in the source."""
+        if self.packed:
+            return _core.packed_bytes(self.source, self.rows, self.cols)
         return self.rows * row_bytes(self.source, self.cols)
+
+    def values(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows start...stop-1 as numbers; `start` is a multiple of 16."""
+        data, rows = self.read(start, stop), stop - start
+        if self.packed:
+            return _core.unpack(self.source, data, rows, self.cols)
+        return _core.dequantize(self.source, data, rows, self.cols)
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,25 @@ def _check_factor(name: str, value: float) -> None:
         raise ModelFileError(f"{name}: expected a number {wanted}, found {value}")
 
 
+def role_shapes(spec: Spec) -> dict[str, tuple[int, int]]:
+    """Role -> (rows, cols) of every tensor that checkpoints store; vectors have one row."""
+    q_dim, kv_dim = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+    return {
+        "embedding": (spec.n_vocab, spec.dim),
+        "final_norm": (1, spec.dim),
+        "head": (spec.n_vocab, spec.dim),
+        "attn_norm": (1, spec.dim),
+        "q": (q_dim, spec.dim),
+        "k": (kv_dim, spec.dim),
+        "v": (kv_dim, spec.dim),
+        "o": (spec.dim, q_dim),
+        "ffn_norm": (1, spec.dim),
+        "gate": (spec.n_ff, spec.dim),
+        "up": (spec.n_ff, spec.dim),
+        "down": (spec.dim, spec.n_ff),
+    }
+
+
 @dataclass(frozen=True)
 class TokenizerSource:
     """A tokenizer ready to be stored; the fields are those of `Metadata`, `blob` is what the library
@@ -170,6 +205,7 @@ class Checkpoint:
     spec: Spec
     tensors: tuple[Tensor, ...]  # in the order in which they are written
     tokenizer: TokenizerSource
+    options: Mapping[str, str] = field(default_factory=dict)  # how it came to be, for the record
 
 
 def describe(checkpoint: Checkpoint) -> Metadata:

@@ -1,30 +1,19 @@
 """Reads Hugging Face directories: config.json, safetensors in one file or many, tokenizer and chat template.
 
-Must not know tensor names or what settings mean: that is for the families. Whether a safetensors file is
-well-formed is checked by the `safetensors` library; the data is then read at the offsets of its header.
+Must not know tensor names or what settings mean: that is for the families.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyinfer.convert.checkpoint import (
-    FLOAT_SOURCES,
-    Checkpoint,
-    RawTensor,
-    file_rows,
-    in_file,
-    open_regular,
-    row_bytes,
-)
+from pyinfer.convert.checkpoint import Checkpoint, RawTensor, in_file
 from pyinfer.convert.huggingface_tokenizer import read_tokenizer
+from pyinfer.convert.safetensors_file import read_safetensors
 from pyinfer.convert.small_file import optional_json, read_json, read_small
 from pyinfer.errors import ModelFileError, UnsupportedError
 
@@ -51,38 +40,11 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names.values()))]
 
 
-def _safetensors(path: Path) -> dict[str, RawTensor]:
-    """The tensors of one file, by name."""
-    from safetensors import SafetensorError, safe_open
-
-    os.close(open_regular(path))
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except SafetensorError as error:
-        raise ModelFileError(f"expected a safetensors file, found a broken one: {error}") from None
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {name: _raw_tensor(path, name, entry, 8 + length) for name, entry in header.items()}
-
-
-def _raw_tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> RawTensor:
-    if entry["dtype"] not in FLOAT_SOURCES:
-        raise UnsupportedError(f"{name}: expected one of {', '.join(FLOAT_SOURCES)}, found {entry['dtype']}")
-    if not entry["shape"] or 0 in entry["shape"]:
-        raise ModelFileError(f"{name}: expected dimensions of 1 or more, found {entry['shape']}")
-    source, shape = entry["dtype"], tuple(entry["shape"])
-    size = row_bytes(source, shape[-1])
-    return RawTensor(name, source, shape, file_rows(path, start + entry["data_offsets"][0], size))
-
-
 def _all_tensors(shards: list[Path]) -> dict[str, RawTensor]:
     found: dict[str, RawTensor] = {}
     for shard in shards:
         with in_file(shard):
-            for name, tensor in _safetensors(shard).items():
+            for name, tensor in read_safetensors(shard).items():
                 if name in found:
                     raise ModelFileError(f"{name}: expected each tensor once, found it in another shard too")
                 found[name] = tensor

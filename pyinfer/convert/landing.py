@@ -34,7 +34,7 @@ _OWN = {
 }
 """The format that keeps a source type's values."""
 _EXACT = set(_OWN.items()) | {(source, kept) for source in FLOAT_SOURCES for kept in ("f32", VECTOR)}
-_DEFAULT = {"gguf": None, "huggingface": "q8", "llama2c": "f32"}
+_DEFAULT = {"gguf": None, "huggingface": "q8", "llama2c": "f32", "model.bin": None}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Placement:
     @property
     def exact(self) -> bool:
         """Whether every value is kept."""
-        return (self.tensor.source, self.format) in _EXACT
+        return self.tensor.packed or (self.tensor.source, self.format) in _EXACT
 
 
 def chosen_weights(kind: str, weights: str | None) -> str | None:
@@ -61,11 +61,14 @@ def chosen_weights(kind: str, weights: str | None) -> str | None:
     return weights or _DEFAULT[kind]
 
 
-def _format(tensor: Tensor, weights: str | None) -> str:
+def format_of(tensor: Tensor, weights: str | None) -> str:
+    """The format that a tensor is stored in; RequestError where `weights` cannot be honoured."""
     if tensor.role in VECTOR_ROLES:
         return VECTOR
+    if tensor.lands:
+        return tensor.lands
     if weights is None:
-        return _OWN[tensor.source]
+        return tensor.source if tensor.packed else _OWN[tensor.source]
     if tensor.source not in FLOAT_SOURCES:
         raise RequestError(
             f"weights: {tensor.name} is {tensor.source}, quantised already; {weights!r} needs a source in floats"
@@ -82,7 +85,7 @@ def place(checkpoint: Checkpoint, weights: str | None) -> tuple[Placement, ...]:
     asked = chosen_weights(checkpoint.kind, weights)
     placed, offset = [], 0
     for tensor in checkpoint.tensors:
-        kind = _format(tensor, asked)
+        kind = format_of(tensor, asked)
         size = 4 * tensor.cols if kind == VECTOR else _core.packed_bytes(kind, tensor.rows, tensor.cols)
         placed.append(Placement(tensor, kind, offset, size))
         offset = aligned(offset + size)

@@ -87,6 +87,8 @@ def _run(job: _Job) -> _Packed:
         data = tensor.read(job.start, job.stop)
         if job.place.format == VECTOR:
             return _Packed(_vector(tensor, data))
+        if tensor.packed:
+            return _Packed(data)
         packed = _core.repack(tensor.source, job.place.format, data, rows, tensor.cols)
         return _Packed(packed) if job.place.exact else _measured(job, data, packed)
     except ValueError as error:
@@ -292,7 +294,7 @@ def _first_metadata(checkpoint: Checkpoint, places: tuple[Placement, ...], weigh
     longest = tuple(replace(item, rms_error=-1.2345e-300) for item in _Sums().landings(places))
     files = tuple(SourceFile(path.name, path.stat().st_size, "0" * 64) for path in checkpoint.files)
     chosen = chosen_weights(checkpoint.kind, weights)
-    options = {"weights": chosen} if chosen else {}
+    options = {**checkpoint.options, **({"weights": chosen} if chosen else {})}
     return replace(
         describe(checkpoint), source=Source(checkpoint.kind, files), landed=longest, options=options
     )

@@ -104,6 +104,33 @@ TEST(allocations, none_in_decode_prefill_and_batches) {
   }
 }
 
+TEST(allocations, none_with_adapters) {
+  const tiny::Model tiny(tiny::Shape(), 1);
+  const tiny::TemporaryFile file(tiny.file());
+  const auto engine = std::make_shared<Engine>(std::make_shared<const ModelFile>(file.path()), 3, Activations::int8);
+  const std::vector<float> ones(48 * 5, 1.0f);
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(ones.data());
+  const std::vector<AdapterModule> modules = {{"q", 0, {Format::f32, 5, 48, bytes}, {Format::f32, 48, 5, bytes}, {}, {}, {}}};
+  const std::vector<ReplacedTensor> replaced = {{"final_norm", -1, Format::f32, {Format::f32, 1, 48, bytes}}};
+  Session one(engine, 1000), other(engine, 1000);
+  const auto plain = std::make_shared<AdapterSet>(engine, modules, std::vector<ReplacedTensor>());
+  const auto replacing = std::make_shared<AdapterSet>(engine, modules, replaced);
+  other.set_adapters(replacing);
+  std::vector<float> logits(40 * 101);
+  const std::vector<std::int32_t> prompt(200, 7), token(1, 3);
+  const BatchItem items[] = {{&one, prompt, nullptr, false}, {&other, token, logits.data(), false}};
+  const auto everything = [&] {
+    one.set_adapters(plain);
+    one.eval(prompt, logits.data(), false, 64, never);
+    for (int i = 0; i < 20; ++i) one.eval(token, logits.data(), false, 1, never);
+    engine->step(items, never);
+    one.set_adapters(nullptr);
+    one.truncate(0);
+  };
+  everything();
+  CHECK_EQUAL(allocations(everything), 0);
+}
+
 TEST(allocations, none_in_picking) {
   Random random(1);
   const std::vector<float> logits = random.normals(32001, 2.0);

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <string>
 
 #include "packed.h"
@@ -224,20 +225,28 @@ class Reference {
   Reference(const Model& model, bool int8)
       : model_(model), int8_(int8), keys_(model.shape.n_layers), values_(model.shape.n_layers) {}
 
+  // What a stack of adapters makes of a linear: turns W x into its outputs; the embedding's x is the token alone.
+  using Adapt = std::function<void(Role role, std::uint32_t layer, const std::vector<double>& x, std::vector<double>& out)>;
+  Adapt adapt = [](Role, std::uint32_t, const std::vector<double>&, std::vector<double>&) {};
+
   // The logits (n_vocab) after one more token.
   std::vector<double> step(int token) {
     const Shape& s = model_.shape;
     std::vector<double> x = model_.tensor(embedding, no_layer).row(static_cast<std::size_t>(token));
+    adapt(embedding, no_layer, {static_cast<double>(token)}, x);
     for (std::uint32_t layer = 0; layer < s.n_layers; ++layer) {
-      add(x, multiply(model_.tensor(o, layer), attend(layer, norm(x, attn_norm, layer))));
+      add(x, linear(o, layer, attend(layer, norm(x, attn_norm, layer))));
       const std::vector<double> h = norm(x, ffn_norm, layer);
-      std::vector<double> hidden = multiply(model_.tensor(gate, layer), h);
-      const std::vector<double> ups = multiply(model_.tensor(up, layer), h);
+      std::vector<double> hidden = linear(gate, layer, h);
+      const std::vector<double> ups = linear(up, layer, h);
       for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i] = reference::silu(hidden[i]) * ups[i];
-      add(x, multiply(model_.tensor(down, layer), hidden));
+      add(x, linear(down, layer, hidden));
     }
     ++position_;
-    return multiply(model_.tensor(s.tied ? embedding : head, no_layer), norm(x, final_norm, no_layer));
+    const Values last = norm(x, final_norm, no_layer);
+    Values logits = multiply(model_.tensor(s.tied ? embedding : head, no_layer), last);
+    adapt(head, no_layer, last, logits);
+    return logits;
   }
 
  private:
@@ -249,6 +258,12 @@ class Reference {
 
   Values norm(const Values& x, std::uint32_t role, std::uint32_t layer) const {
     return reference::rms_norm(x, model_.tensor(role, layer).row(0), model_.shape.norm_eps);
+  }
+
+  Values linear(Role role, std::uint32_t layer, const Values& x) const {
+    Values out = multiply(model_.tensor(role, layer), x);
+    adapt(role, layer, x, out);
+    return out;
   }
 
   Values multiply(const Tensor& weights, const Values& x) const {
@@ -267,8 +282,7 @@ class Reference {
 
   Values attend(std::uint32_t layer, const Values& x) {
     const Shape& s = model_.shape;
-    Values qs = multiply(model_.tensor(q, layer), x), ks = multiply(model_.tensor(k, layer), x);
-    Values vs = multiply(model_.tensor(v, layer), x);
+    Values qs = linear(q, layer, x), ks = linear(k, layer, x), vs = linear(v, layer, x);
     Values angles;
     for (std::uint32_t i = 0; i < s.rope_dim / 2; ++i)
       angles.push_back(position_ * model_.tensor(rope_freqs, no_layer).row(0)[i]);

@@ -19,3 +19,18 @@ HUGGINGFACE: dict[str, Callable[[Mapping[str, Any], Mapping[str, RawTensor]], Mo
     "LlamaForCausalLM": llama.from_huggingface,
 }
 LLAMA2C: Callable[[Spec, Mapping[str, RawTensor]], Model] = llama.from_llama2c
+
+
+def huggingface_module(path: str) -> tuple[str, int] | None:
+    """Role and layer of a module by its path in a Hugging Face model of any family; None where no family knows it."""
+    return llama.huggingface_module(path)
+
+
+def huggingface_path(role: str, layer: int) -> str:
+    """The path of a module in a Hugging Face model."""
+    return llama.huggingface_path(role, layer)
+
+
+def gguf_tensor(architecture: str, name: str) -> tuple[str, int] | None:
+    """Role and layer of a tensor by its name in GGUF files of an architecture."""
+    return llama.gguf_tensor(name) if architecture in llama.GGUF_ARCHITECTURES else None

@@ -9,6 +9,7 @@ sources in interleaved order are permuted here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,7 @@ from pyinfer.convert.checkpoint import (
     Spec,
     Tensor,
     array_tensor,
+    role_shapes,
     row_bytes,
 )
 from pyinfer.convert.gguf import KeyValues
@@ -104,25 +106,6 @@ class Model:
     tensors: tuple[Tensor, ...]
 
 
-def _shapes(spec: Spec) -> dict[str, tuple[int, int]]:
-    """Role -> (rows, cols); vectors have one row."""
-    q_dim, kv_dim = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-    return {
-        "embedding": (spec.n_vocab, spec.dim),
-        "final_norm": (1, spec.dim),
-        "head": (spec.n_vocab, spec.dim),
-        "attn_norm": (1, spec.dim),
-        "q": (q_dim, spec.dim),
-        "k": (kv_dim, spec.dim),
-        "v": (kv_dim, spec.dim),
-        "o": (spec.dim, q_dim),
-        "ffn_norm": (1, spec.dim),
-        "gate": (spec.n_ff, spec.dim),
-        "up": (spec.n_ff, spec.dim),
-        "down": (spec.dim, spec.n_ff),
-    }
-
-
 def _places(spec: Spec) -> list[tuple[str, int]]:
     """Every (role, layer) that a model has, in the order of the file: embedding, layers, norm, head."""
     layers = [(role, layer) for layer in range(spec.n_layers) for role in LAYER_ROLES]
@@ -138,7 +121,7 @@ def _by_role(
     ignored: tuple[str, ...] = (),
 ) -> tuple[Tensor, ...]:
     """Gives each tensor its role; a missing, misshaped or unknown one is refused by name."""
-    shapes, left = _shapes(spec), dict(raw)
+    shapes, left = role_shapes(spec), dict(raw)
     tensors = []
     for role, layer in _places(spec):
         name = names[role].format(layer)
@@ -163,6 +146,32 @@ def _fit(raw: RawTensor, role: str, layer: int, shape: tuple[int, int]) -> Tenso
             f"{raw.name}: expected a norm in {', '.join(FLOAT_SOURCES)}, found {raw.source}"
         )
     return Tensor(role, layer, raw.source, *shape, raw.name, raw.read)
+
+
+def huggingface_module(path: str) -> tuple[str, int] | None:
+    """Role and layer of a module by its path in Hugging Face models, `model.layers.3.self_attn.q_proj`; None if the
+    family has no such module.
+    """
+    return _place_of(f"{path}.weight", _HUGGINGFACE_NAMES)
+
+
+def huggingface_path(role: str, layer: int) -> str:
+    """The reverse of `huggingface_module`."""
+    return _HUGGINGFACE_NAMES[role].format(layer).removesuffix(".weight")
+
+
+def gguf_tensor(name: str) -> tuple[str, int] | None:
+    """Role and layer of a tensor by its name in GGUF files; None if the family has no such tensor."""
+    return _place_of(name, _GGUF_NAMES)
+
+
+def _place_of(name: str, names: Mapping[str, str]) -> tuple[str, int] | None:
+    if "{" in name:
+        return None
+    number = re.search(r"\.(0|[1-9][0-9]{0,5})\.", name)
+    template = name.replace(number[0], ".{}.", 1) if number else name
+    role = next((role for role, known in names.items() if known == template), None)
+    return (role, int(number[1]) if number else NO_LAYER) if role else None
 
 
 def half_split_order(rows: int, head_dim: int, rope_dim: int) -> NDArray[np.int64]:

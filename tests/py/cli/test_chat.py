@@ -52,7 +52,7 @@ def test_an_empty_line_asks_nothing(talk: Chat) -> None:
 
 
 def test_every_command_is_in_the_help(talk: Chat, capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(COMMANDS) == {"help", "clear", "system", "save", "load", "stats", "exit"}
+    assert set(COMMANDS) == {"help", "clear", "system", "save", "load", "lora", "stats", "exit"}
     talk.hear("/help")
     said = capsys.readouterr().err
     for name in COMMANDS:

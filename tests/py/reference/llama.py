@@ -49,8 +49,11 @@ class Weights:
 
     spec: Spec
     frequencies: Doubles  # (rope_dim / 2,)
-    tensor: Callable[[str], NDArray[np.float32]]  # name without ".weight" -> (rows, cols) or (cols,)
+    tensor: Callable[[str], NDArray[Any]]  # name without ".weight" -> (rows, cols) or (cols,)
     is_quantized: Callable[[str], bool]  # whether that tensor is stored as integers with scales
+    output: Callable[[str, Doubles, Doubles], Doubles] = lambda name, x, y: (
+        y
+    )  # of a linear layer, from x and W x
 
 
 def from_gguf(file: Gguf) -> Weights:
@@ -109,7 +112,7 @@ def from_model_bin(file: ModelBin) -> Weights:
     def tensor(name: str) -> NDArray[np.float32]:
         record = stored(name)
         values = record.values()
-        return _interleaved(values, spec) if record.role in ("q", "k") else values.squeeze()
+        return interleaved(values, spec) if record.role in ("q", "k") else values.squeeze()
 
     frequencies = file.tensor("rope_freqs").values()[0] if spec.rope_dim else np.empty(0)
     return Weights(
@@ -117,7 +120,8 @@ def from_model_bin(file: ModelBin) -> Weights:
     )
 
 
-def _interleaved(rows: NDArray[np.float32], spec: Spec) -> NDArray[np.float32]:
+def interleaved(rows: NDArray[Any], spec: Spec) -> NDArray[Any]:
+    """Rows of q or k, from half-split order."""
     heads = rows.reshape(-1, spec.head_dim, rows.shape[1]).copy()
     even, odd = heads[:, : spec.rope_dim // 2].copy(), heads[:, spec.rope_dim // 2 : spec.rope_dim].copy()
     heads[:, 0 : spec.rope_dim : 2], heads[:, 1 : spec.rope_dim : 2] = even, odd
@@ -147,7 +151,9 @@ class _Machine:
         """Returns x W^T for each named W (rows, cols)."""
         rounded = quantized(x) if self.rounding.int8_activations else x
         return [
-            self._product(rounded if self.weights.is_quantized(name) else x, self.values(name))
+            self.weights.output(
+                name, x, self._product(rounded if self.weights.is_quantized(name) else x, self.values(name))
+            )
             for name in names
         ]
 

@@ -1,0 +1,68 @@
+// What stacks of adapters add to the products of a step, within the job of the base's product: before its first tiles a thread helps
+// to make t = scale ⊙ (A x); after each run of tiles it adds B t to them. Rows without adapters are not touched. The bits of a row
+// depend neither on the rows beside it nor on the number of threads: columns of A are cut at fixed places and summed in order.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+
+#include "nn/linear.h"
+#include "nn/workspace.h"
+
+namespace pyinfer {
+
+// The outputs of tiles [begin, end) of one target, for rows [first_row, first_row + n_rows), which lie within a panel. `out` is the
+// first of them.
+struct AdaptedTiles {
+  size_t target;  // of those that share the input
+  size_t first_row;
+  size_t n_rows;
+  size_t begin;
+  size_t end;
+  float* out;
+  size_t stride;
+};
+
+// The adapters' part of one job.
+class LowRankJob {
+ public:
+  LowRankJob(Workspace& workspace, const LinearInput& input);
+  LowRankJob(const LowRankJob&) = delete;
+  LowRankJob& operator=(const LowRankJob&) = delete;
+
+  // To be called by a thread before its first tiles: makes parts of t until all are taken. Uses the thread's own rows and panels.
+  void help(int thread);
+  // Fetches B of the tiles into the cache, to be called before the base's product of the same tiles.
+  void prefetch(size_t target, size_t begin, size_t end) const;
+
+  // Whether a stack scales the base's product of the target in some of these rows: such a product must not be accumulated at once.
+  bool has_gain(size_t target, size_t first_row, size_t n_rows) const;
+  // out = gain ⊙ out
+  void apply_gain(const AdaptedTiles& tiles) const;
+  // out += B t + bias; waits until t is there.
+  void add(const AdaptedTiles& tiles) const;
+
+ private:
+  const AdaptedInput& adapted(const Piece& piece) const { return piece.adapters->inputs[input_.number]; }
+  void multiply(size_t index, size_t chunk, size_t tile, int thread);
+  const uint8_t* panel(size_t index, int thread);
+  float* partial(const Piece& piece, size_t chunk) const;
+  void finish(size_t index);
+  void wait() const;
+
+  Workspace& w_;
+  const LinearInput& input_;
+  size_t n_chunks_;
+  size_t n_tiles_ = 0;                           // of the largest A
+  size_t n_parts_;
+  bool has_gains_ = false;
+  size_t at_once_;                               // parts that a thread takes at a time
+  size_t packed_[ThreadPool::kMaxThreads];       // 1 + the piece whose panel a thread holds; set where there are parts
+  std::atomic<size_t> next_{0};                  // part to be taken
+  std::atomic<size_t> n_unfinished_{0};          // pieces without t
+};
+
+// out = embedding of a token with its stack; `out` (cols, to whole tiles) holds the base's. `row` is the row's number in the step.
+void adapt_embedding(const Workspace& workspace, const AdaptedInput& adapted, size_t token, size_t row, float* out);
+
+}  // namespace pyinfer

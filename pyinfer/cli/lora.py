@@ -1,0 +1,172 @@
+"""Look at adapters, check them, write a stack of them as one.
+
+inspect: rank, scaling, size of each change, and what merging it into 8 or 4 bits would leave of it.
+check: whether attached, merged and exported give the same logits on this machine; exit code 1 if not.
+export: write a stack as one PEFT adapter, exactly by concatenation, or cut to a rank with --rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyinfer.cli import opened, terminal
+from pyinfer.cli import options as common
+
+if TYPE_CHECKING:
+    from pyinfer.adapters import Weighted
+    from pyinfer.checking import Looked
+
+SHADES = " ░▒▓█"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the verb takes."""
+    parser.add_argument("action", choices=("inspect", "check", "export"), help="what to do")
+    parser.add_argument(
+        "adapters",
+        nargs="+",
+        type=common.lora,
+        metavar="DIR[:WEIGHT]",
+        help="a PEFT folder or a GGUF adapter, with its weight if that is not 1",
+    )
+    parser.add_argument(
+        "--base", dest="model", metavar="MODEL", help=f"the model it is for: {common.MODEL_HELP}"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="export: the folder to write")
+    parser.add_argument("--rank", type=common.count(), metavar="N", help="export: cut all ranks to N")
+    parser.add_argument("-t", "--threads", type=common.count(), metavar="N", help="check: threads")
+    parser.add_argument("--json", action="store_true", help="inspect, check: print JSON")
+    common.add_cache(parser)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Does what was asked for."""
+    from pyinfer import merging
+    from pyinfer.errors import RequestError
+
+    if options.model is None and options.action != "inspect":
+        raise RequestError(f"{options.action} needs --base MODEL")
+    if options.output is None and options.action == "export":
+        raise RequestError("export needs --output DIR")
+    weighted = merging.loaded(options.adapters)
+    actions = {"inspect": _inspect, "check": _check, "export": _export}
+    return actions[options.action](weighted, options)
+
+
+def _model(options: argparse.Namespace) -> Path:
+    from pyinfer import hub
+
+    with terminal.progress() as progress:
+        return hub.resolve(options.model, cache=options.cache, progress=progress)
+
+
+# inspect
+
+
+def _inspect(weighted: Weighted, options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from pyinfer import checking
+
+    looked = [] if options.model is None else list(checking.look(weighted, _model(options)))
+    report = [_adapter(adapter, weight) for adapter, weight in weighted]
+    if options.json:
+        terminal.print_json({"adapters": report, "changes": [asdict(one) for one in looked]})
+        return 0
+    for one in report:
+        print(terminal.table([(name, str(value)) for name, value in one.items()]), end="\n\n")
+    if looked:
+        print(terminal.table(list(_rows(looked))), end="\n\n")
+        print("\n".join(_picture(looked)))
+    return 0
+
+
+def _adapter(adapter: Any, weight: float) -> dict[str, Any]:
+    source = adapter.source
+    roles = {change.role: 0 for change in source.changes}
+    for change in source.changes:
+        roles[change.role] += 1
+    replaced = ", ".join(item.name for item in source.replaced)
+    return {
+        "name": adapter.name,
+        "path": str(adapter.path),
+        "weight": weight,
+        **source.facts,
+        "ranks": ", ".join(map(str, sorted({change.rank for change in source.changes}))),
+        "scalings": ", ".join(sorted({f"{change.scaling:.4g}" for change in source.changes})),
+        "modules": ", ".join(f"{role} in {count}" for role, count in roles.items()),
+        "replaced": replaced or "nothing",
+        "base": source.base or "not said",
+        "bytes": source.bytes,
+    }
+
+
+def _rows(looked: Sequence[Looked]) -> Iterator[tuple[str, ...]]:
+    yield "module", "layer", "rank", "change", "kept in int8", "kept in int4"
+    for one in looked:
+        layer = "" if one.layer < 0 else str(one.layer)
+        shares = (f"{one.relative:.3%}", f"{one.int8:.1%}", f"{one.int4:.1%}")
+        yield (one.role, layer, str(one.rank), *shares)
+
+
+def _picture(looked: Sequence[Looked]) -> Iterator[str]:
+    """A line a role, a cell a layer: the darker, the larger the change relative to the largest."""
+    top = max((one.relative for one in looked if math.isfinite(one.relative)), default=0.0) or 1.0
+    cells = {(one.role, one.layer): min(one.relative / top, 1.0) for one in looked}
+    n_layers = 1 + max(one.layer for one in looked)
+    yield f"size of the change by layer, {SHADES[-1]} = {top:.3%} of the matrix"
+    for role in dict.fromkeys(one.role for one in looked):
+        layers = range(n_layers) if (role, -1) not in cells else (-1,)
+        yield f"{role:10}" + "".join(_shade(cells.get((role, layer), 0.0)) for layer in layers)
+
+
+def _shade(share: float) -> str:
+    return SHADES[math.ceil(share * (len(SHADES) - 1))]
+
+
+# check and export
+
+
+def _check(weighted: Weighted, options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from pyinfer import checking
+
+    found = checking.agreement(weighted, _model(options), options.threads)
+    good = all(one.good for one in found)
+    if options.json:
+        ways = [{name: _finite(value) for name, value in asdict(one).items()} for one in found]
+        terminal.print_json({"agree": good, "ways": ways})
+        return 0 if good else 1
+    rows = [("attached and", "KL divergence", "logits differ by")]
+    for one in found:
+        numbers = ("not possible", one.refused) if one.refused else (f"{one.kl:.1e}", f"{one.logits:.1e}")
+        rows.append((one.way, *numbers))
+    print(terminal.table(rows))
+    print("they agree" if good else f"they differ: expected a divergence of at most {checking.MOST_KL:g}")
+    return 0 if good else 1
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _export(weighted: Weighted, options: argparse.Namespace) -> int:
+    from pyinfer.convert.checkpoint import Spec
+    from pyinfer.export import export
+    from pyinfer.stack import base_reader, stacked
+
+    options.model = _model(options)
+    file = opened.model_file(options)
+    stack = stacked(weighted, Spec(**file.spec), base_reader(file))
+    named = {adapter.source.base for adapter, _ in weighted}
+    base = named.pop() if len(named) == 1 else None
+    made = export(stack, options.output, rank=options.rank, base=base)
+    lost = f"{made.error:.2%} of the change was cut off" if made.error else "nothing was cut off"
+    size = terminal.size(made.bytes)
+    terminal.note(f"wrote {made.path}, {made.modules} modules of rank up to {made.rank}, {size}; {lost}")
+    return 0

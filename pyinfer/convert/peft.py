@@ -1,0 +1,285 @@
+"""Reads PEFT directories: adapter_config.json with adapter_model.safetensors or adapter_model.bin.
+
+The tensors that are there are the truth; the settings say what they mean and what is missing. What is not understood is
+refused by name, never dropped. Must not know the model that the adapter is put on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyinfer.convert.adapter import (
+    LINEAR_ROLES,
+    AdapterSource,
+    LowRank,
+    Replaced,
+    Values,
+    as_float,
+    read_values,
+    require_pair,
+)
+from pyinfer.convert.checkpoint import NO_LAYER, RawTensor, in_file
+from pyinfer.convert.families import huggingface_module
+from pyinfer.convert.peft_config import PeftConfig, read_config
+from pyinfer.convert.safetensors_file import read_safetensors
+from pyinfer.convert.small_file import read_json
+from pyinfer.convert.torch_pickle import read_torch
+from pyinfer.errors import ModelFileError, UnsupportedError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+_FACTOR = re.compile(
+    r"(?P<path>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
+    r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<leaf>weight|bias))?"
+)
+_TOKENS = re.compile(r"(?P<path>.+)\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?")
+_WHOLE = re.compile(
+    r"(?P<path>.+?)(?P<base>\.base_layer)?(?:\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?)?\.(?P<leaf>weight|bias)"
+)
+
+
+def looks_like(path: Path) -> bool:
+    """Whether this is a folder with an adapter_config.json."""
+    return path.is_dir() and (path / CONFIG).exists()
+
+
+def all_files(path: Path) -> list[Path]:
+    """The files whose content decides what the adapter is."""
+    return [path / CONFIG, _weights(path)]
+
+
+def open_peft(path: Path) -> AdapterSource:
+    """Reads a directory."""
+    with in_file(path / CONFIG):
+        config = read_config(read_json(path / CONFIG))
+    weights = _weights(path)
+    with in_file(weights):
+        raw = read_torch(weights) if weights.suffix == ".bin" else read_safetensors(weights)
+        modules, replaced = _sorted(raw, config)
+        changes = tuple(_low_rank(module, config) for module in modules.values() if module.parts)
+        biases = tuple(_only_bias(module) for module in modules.values() if not module.parts)
+        _check_what_is_missing(modules, replaced, config)
+    return AdapterSource(
+        kind="peft",
+        files=(path / CONFIG, weights),
+        changes=changes + biases,
+        replaced=tuple(replaced),
+        in_every_layer=_in_every_layer(changes, config),
+        base=config.base,
+        facts=_facts(config),
+    )
+
+
+def _weights(path: Path) -> Path:
+    for name in WEIGHTS:
+        if (path / name).exists():
+            return path / name
+    raise ModelFileError(f"{path}: expected {' or '.join(WEIGHTS)}, found neither")
+
+
+def _in_every_layer(changes: tuple[LowRank, ...], config: PeftConfig) -> frozenset[str]:
+    """Roles of the targets that stand for a module of each layer: `q_proj`, not `layers.3.self_attn.q_proj`."""
+    if not isinstance(config.targets, tuple) or config.layers is not None or config.excludes:
+        return frozenset()
+    short = {target for target in config.targets if "." not in target}
+    found = {(change.name.rpartition(".")[2], change.role) for change in changes if change.layer != NO_LAYER}
+    return frozenset(role for name, role in found if name in short)
+
+
+def _facts(config: PeftConfig) -> dict[str, str]:
+    kind = "DoRA" if config.dora else "QA-LoRA" if config.qalora_group else "LoRA"
+    root = " over the root of r" if config.rslora else " over r"
+    return {"method": kind, "r": str(config.rank), "alpha": f"{config.alpha:g}{root}"}
+
+
+@dataclass
+class _Module:
+    """What the file has of one module."""
+
+    path: str
+    role: str
+    layer: int
+    parts: dict[str, RawTensor] = field(default_factory=dict)
+    bias: RawTensor | None = None
+
+
+def _sorted(raw: Mapping[str, RawTensor], config: PeftConfig) -> tuple[dict[str, _Module], list[Replaced]]:
+    """Gives each tensor its place; an unknown one is refused by name."""
+    modules: dict[str, _Module] = {}
+    replaced: list[Replaced] = []
+    if not raw:
+        raise ModelFileError("expected tensors, found none")
+    for name, tensor in raw.items():
+        inner = name.removeprefix("base_model.model.")
+        if inner == name:
+            raise UnsupportedError(
+                f"{name}: expected a name that begins with base_model.model., found another"[:300]
+            )
+        if found := _FACTOR.fullmatch(inner):
+            part = f"{found['part']}.bias" if found["leaf"] == "bias" else found["part"]
+            _put(_module(modules, found["path"], name).parts, part, tensor)
+        elif found := _TOKENS.fullmatch(inner):
+            replaced.append(_token_rows(found["path"], tensor, config))
+        elif (found := _WHOLE.fullmatch(inner)) and found["leaf"] == "bias":
+            module = _module(modules, found["path"], name)
+            if module.bias is not None:
+                raise ModelFileError(f"{name}: expected each tensor once, found it again")
+            module.bias = tensor
+        elif found:
+            replaced.append(_whole(found["path"], tensor, config))
+        else:
+            raise UnsupportedError(f"{name}: this tensor is not supported"[:300])
+    _refuse_twice(replaced)
+    return modules, replaced
+
+
+def _put(parts: dict[str, RawTensor], part: str, tensor: RawTensor) -> None:
+    if part in parts:
+        raise ModelFileError(f"{tensor.name}: expected each tensor once, found it again, of another adapter")
+    parts[part] = tensor
+
+
+def _refuse_twice(replaced: list[Replaced]) -> None:
+    seen: set[tuple[str, int]] = set()
+    for item in replaced:
+        if (item.role, item.layer) in seen:
+            raise ModelFileError(f"{item.name}: expected one replacement of this tensor, found two")
+        seen.add((item.role, item.layer))
+
+
+def _module(modules: dict[str, _Module], path: str, name: str) -> _Module:
+    if path not in modules:
+        place = huggingface_module(path)
+        if place is None or place[0] not in (*LINEAR_ROLES, "embedding"):
+            raise UnsupportedError(f"{name}: this module is not part of the supported architecture"[:300])
+        modules[path] = _Module(path, *place)
+    return modules[path]
+
+
+def _low_rank(module: _Module, config: PeftConfig) -> LowRank:
+    embedding = module.role == "embedding"
+    names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+    extra = {"lora_magnitude_vector"} if config.dora else {"lora_B.bias"} if config.lora_bias else set()
+    for name in names:
+        if name not in module.parts:
+            raise ModelFileError(f"{module.path}: expected {name}, found none")
+    for name, tensor in module.parts.items():
+        if name not in names and name not in extra:
+            raise UnsupportedError(f"{tensor.name}: adapter_config.json does not ask for this tensor")
+    if embedding and config.dora:
+        raise UnsupportedError(f"use_dora: {module.path} is an embedding, for which it is not supported")
+    a, b = _factors(module, *names, config)
+    scaling = config.scaling_of(module.path)
+    return LowRank(
+        role=module.role,
+        layer=module.layer,
+        a=a,
+        b=b,
+        scaling=scaling,
+        name=module.path,
+        magnitude=_magnitude(module, len(b)) if config.dora else None,
+        bias=_bias(module, len(b), scaling),
+    )
+
+
+def _factors(module: _Module, name_a: str, name_b: str, config: PeftConfig) -> tuple[Values, Values]:
+    a, b = read_values(module.parts[name_a]), read_values(module.parts[name_b])
+    require_pair(module.path, a, b)
+    rank = config.rank_of(module.path)
+    if a.shape[0] != rank:
+        raise ModelFileError(
+            f"{module.path}: expected the rank {rank} that adapter_config.json says, found {a.shape[0]}"
+        )
+    return (_unpooled(a, config.qalora_group), b) if config.qalora_group else (a, b)
+
+
+def _unpooled(a: Values, group: int) -> NDArray[np.float32]:
+    """QA-LoRA sees the mean of each group of inputs times the number of groups: the same as a wider A."""
+    return np.repeat(as_float(a) * np.float32(a.shape[1] / group), group, axis=1)
+
+
+def _magnitude(module: _Module, rows: int) -> NDArray[np.float32]:
+    tensor = module.parts.get("lora_magnitude_vector")
+    if tensor is None:
+        raise ModelFileError(f"{module.path}: expected lora_magnitude_vector, as use_dora says, found none")
+    return _vector(tensor, rows)
+
+
+def _vector(tensor: RawTensor, length: int) -> NDArray[np.float32]:
+    values = as_float(read_values(tensor)).reshape(-1)
+    if len(values) != length:
+        raise ModelFileError(f"{tensor.name}: expected {length} values, found {len(values)}")
+    return values
+
+
+def _bias(module: _Module, rows: int, scaling: float) -> NDArray[np.float32] | None:
+    """What is added to the output: the trained bias of the layer, which had none, and that of B."""
+    found = None if module.bias is None else _vector(module.bias, rows)
+    if "lora_B.bias" in module.parts:
+        of_b = _vector(module.parts["lora_B.bias"], rows) * np.float32(scaling)
+        found = of_b if found is None else found + of_b
+    return found
+
+
+def _only_bias(module: _Module) -> LowRank:
+    """A bias without a change of the weights, as `bias: all` may train it."""
+    if module.bias is None or module.role == "embedding":
+        raise ModelFileError(f"{module.path}: expected tensors of a linear layer, found others")
+    bias = _vector(module.bias, module.bias.shape[-1])
+    empty = np.zeros((0, 0), np.float32)
+    return LowRank(module.role, module.layer, empty, empty, 1.0, module.path, bias=bias)
+
+
+def _whole(path: str, tensor: RawTensor, config: PeftConfig) -> Replaced:
+    """A whole tensor: of modules_to_save, or an embedding that was stored beside its change."""
+    place = huggingface_module(path)
+    if place is None:
+        raise UnsupportedError(f"{tensor.name}: this module is not part of the supported architecture"[:300])
+    values = as_float(read_values(tensor))
+    saved = any(path == name or path.endswith(f".{name}") for name in config.saved)
+    if not saved and place[0] not in ("embedding", "head"):
+        raise UnsupportedError(f"{tensor.name}: modules_to_save does not ask for this tensor")
+    return Replaced(*place, values.reshape(-1, values.shape[-1]), tensor.name, of_base=not saved)
+
+
+def _token_rows(path: str, tensor: RawTensor, config: PeftConfig) -> Replaced:
+    """The rows of single tokens."""
+    place = huggingface_module(path)
+    if place is None or place[0] not in ("embedding", "head"):
+        raise UnsupportedError(f"{tensor.name}: tokens of this module are not supported"[:300])
+    named = config.token_rows or {}
+    rows = next((rows for name, rows in named.items() if path == name or path.endswith(f".{name}")), None)
+    values = as_float(read_values(tensor))
+    if rows is None or values.ndim != 2 or len(values) != len(rows):
+        raise ModelFileError(
+            f"{tensor.name}: expected the {len(rows or ())} rows that trainable_token_indices says, "
+            f"found the shape {list(values.shape)}"
+        )
+    return Replaced(*place, values, tensor.name, rows=rows, with_head=place[0] == "embedding")
+
+
+def _check_what_is_missing(
+    modules: Mapping[str, _Module], replaced: list[Replaced], config: PeftConfig
+) -> None:
+    """A named target without any tensor, or a layer that lacks what the others have, means a file that was cut."""
+    adapted = [module for module in modules.values() if module.parts]
+    if isinstance(config.targets, tuple):
+        for target in config.targets:
+            if not any(module.path == target or module.path.endswith(f".{target}") for module in adapted):
+                raise ModelFileError(f"target_modules: expected tensors of {target!r}, found none"[:200])
+    for saved in config.saved:
+        if not any(f".{saved}." in f".{item.name}" for item in replaced):
+            raise ModelFileError(f"modules_to_save: expected tensors of {saved!r}, found none"[:200])
+    if config.token_rows and not any(item.rows for item in replaced):
+        raise ModelFileError("trainable_token_indices: expected trained rows, found none")
+    layers = {module.layer for module in adapted if module.layer != NO_LAYER}
+    for layer in config.layers or ():
+        if adapted and layer not in layers:
+            raise ModelFileError(f"layers_to_transform: expected tensors of layer {layer}, found none")

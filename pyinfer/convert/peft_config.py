@@ -1,0 +1,212 @@
+"""adapter_config.json: every setting is honoured, known to change nothing, or refused by name.
+
+Must not know tensors or files. Meanings are those of PEFT's LoraConfig.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyinfer.errors import ModelFileError, UnsupportedError
+
+MAX_RANK = 65536
+MAX_PATTERNS = 4096
+MAX_PATTERN = 256
+
+_IGNORED = frozenset({
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "inference_mode", "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
+    "peft_version", "revision", "runtime_config", "task_type",
+})  # fmt: skip
+"""They describe training; which tensors there are is told by the file of tensors."""
+_READ = frozenset({
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
+    "layers_to_transform", "fan_in_fan_out", "bias", "lora_bias", "use_dora", "modules_to_save",
+    "trainable_token_indices", "init_lora_weights", "use_qalora", "qalora_group_size",
+})  # fmt: skip
+_REFUSED = {
+    "alora_invocation_tokens": "an adapter that begins to act at some tokens is not supported",
+    "target_parameters": "changes of parameters outside of linear layers are not supported",
+    "layer_replication": "a model with repeated layers is not supported",
+    "megatron_config": "layers of Megatron are not supported",
+}
+_KEEPS_BASE = ("gaussian", "orthogonal", "eva", "mica")
+"""Ways to begin that leave the base as it was."""
+_NESTED_REPEAT = re.compile(r"\)[*+{]")
+_REPEAT = re.compile(r"[*+{]")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The settings that count."""
+
+    rank: int
+    alpha: float
+    rslora: bool = False
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    targets: tuple[str, ...] | str | None = None
+    layers: tuple[int, ...] | None = None
+    excludes: bool = False
+    lora_bias: bool = False
+    dora: bool = False
+    saved: tuple[str, ...] = ()
+    token_rows: Mapping[str, tuple[int, ...]] | None = None
+    qalora_group: int | None = None
+    base: str | None = None
+
+    def rank_of(self, path: str) -> int:
+        """The rank of a module."""
+        return int(_first(self.rank_pattern, path, self.rank))
+
+    def scaling_of(self, path: str) -> float:
+        """What the product of the factors of a module is multiplied by."""
+        rank, alpha = self.rank_of(path), float(_first(self.alpha_pattern, path, self.alpha))
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+
+def _first(patterns: tuple[tuple[str, Any], ...], path: str, default: float) -> float:
+    for pattern, value in patterns:
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return float(value)
+    return default
+
+
+def read_config(values: Mapping[str, Any]) -> PeftConfig:
+    """Checks all settings; raises ModelFileError, or UnsupportedError that names what cannot be honoured."""
+    if values.get("peft_type") != "LORA":
+        raise UnsupportedError(f"peft_type: expected 'LORA', found {values.get('peft_type')!r}"[:200])
+    for name, value in values.items():
+        if name in _READ or name in _IGNORED or value in (None, False, [], {}):
+            continue
+        why = _REFUSED.get(name, "this setting is not supported")
+        raise UnsupportedError(f"{name}: expected none, found {value!r}"[:160] + f"; {why}")
+    config = PeftConfig(
+        rank=_rank("r", values.get("r", 8)),
+        alpha=_number("lora_alpha", values.get("lora_alpha", 8)),
+        rslora=_flag(values, "use_rslora"),
+        rank_pattern=_patterns(values, "rank_pattern", _rank),
+        alpha_pattern=_patterns(values, "alpha_pattern", _number),
+        targets=_targets(values.get("target_modules")),
+        layers=_layers(values.get("layers_to_transform")),
+        excludes=bool(values.get("exclude_modules")),
+        lora_bias=_flag(values, "lora_bias"),
+        dora=_flag(values, "use_dora"),
+        saved=_strings("modules_to_save", values.get("modules_to_save")),
+        token_rows=_token_rows(values.get("trainable_token_indices")),
+        qalora_group=_rank("qalora_group_size", values.get("qalora_group_size", 16))
+        if _flag(values, "use_qalora")
+        else None,
+        base=values["base_model_name_or_path"]
+        if isinstance(values.get("base_model_name_or_path"), str)
+        else None,
+    )
+    _flag(values, "fan_in_fan_out")  # how the base stores its weights; A and B are the same either way
+    _check_bias(values.get("bias", "none"))
+    _check_start(values.get("init_lora_weights", True))
+    _check_together(config)
+    return config
+
+
+def _check_bias(bias: object) -> None:
+    if bias not in ("none", "all", "lora_only"):
+        raise ModelFileError(f"bias: expected none, all or lora_only, found {bias!r}"[:200])
+
+
+def _check_start(start: object) -> None:
+    """Some ways to begin take the adapter out of the base, so that it fits only the base that is left."""
+    if isinstance(start, bool) or start is None or (isinstance(start, str) and start.lower() in _KEEPS_BASE):
+        return
+    raise UnsupportedError(
+        f"init_lora_weights: expected an adapter of the unchanged base, found {start!r}, which changes the base when "
+        "training begins; save it from PEFT with path_initial_model_for_weight_conversion"
+    )
+
+
+def _check_together(config: PeftConfig) -> None:
+    if config.dora and config.lora_bias:
+        raise UnsupportedError("lora_bias: expected false beside use_dora, found true")
+    if config.dora and config.qalora_group:
+        raise UnsupportedError("use_qalora: expected false beside use_dora, found true")
+
+
+def _flag(values: Mapping[str, Any], name: str) -> bool:
+    value = values.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ModelFileError(f"{name}: expected true or false, found {value!r}"[:200])
+    return bool(value)
+
+
+def _rank(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
+        raise ModelFileError(f"{name}: expected a whole number from 1 to {MAX_RANK}, found {value!r}"[:200])
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
+        raise ModelFileError(f"{name}: expected a number below 1e9, found {value!r}"[:200])
+    return float(value)
+
+
+def _patterns(values: Mapping[str, Any], name: str, checked: Any) -> tuple[tuple[str, Any], ...]:
+    given = values.get(name) or {}
+    if not isinstance(given, dict) or len(given) > MAX_PATTERNS:
+        raise ModelFileError(f"{name}: expected an object of at most {MAX_PATTERNS} patterns, found another")
+    return tuple((_pattern(name, key), checked(f"{name}.{key}", value)) for key, value in given.items())
+
+
+def _pattern(name: str, pattern: str) -> str:
+    """A regular expression that cannot take long: no repeated groups, few repetitions, no references."""
+    simple = len(pattern) <= MAX_PATTERN and not _NESTED_REPEAT.search(pattern)
+    if not simple or len(_REPEAT.findall(pattern)) > 3 or "(?" in pattern or re.search(r"\\[1-9]", pattern):
+        raise UnsupportedError(f"{name}: expected simple patterns, found {pattern!r}"[:200])
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ModelFileError(
+            f"{name}: expected a regular expression, found {pattern!r}: {error}"[:200]
+        ) from None
+    return pattern
+
+
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ModelFileError(f"{name}: expected a list of names, found {value!r}"[:200])
+    return tuple(value)
+
+
+def _targets(value: object) -> tuple[str, ...] | str | None:
+    return value if isinstance(value, str) else _strings("target_modules", value) or None
+
+
+def _layers(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    found = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in found):
+        raise ModelFileError(f"layers_to_transform: expected layer numbers, found {value!r}"[:200])
+    return tuple(found)
+
+
+def _token_rows(value: object) -> Mapping[str, tuple[int, ...]] | None:
+    """The rows of each embedding that were trained; a plain list means those of the input embedding."""
+    if not value:
+        return None
+    named = value if isinstance(value, dict) else {"embed_tokens": value}
+    found = {}
+    for name, rows in named.items():
+        listed = rows if isinstance(rows, list) else []
+        good = listed and all(type(row) is int and 0 <= row < 1 << 22 for row in listed)
+        if not good or len(set(listed)) != len(listed):
+            raise ModelFileError(
+                f"trainable_token_indices: expected different token ids, found {rows!r}"[:200]
+            )
+        found[name] = tuple(listed)
+    return found

@@ -1,0 +1,44 @@
+"""Reads the table of a safetensors file; whether it is well-formed is checked by the `safetensors` library, and the
+data is then read at the offsets of its header.
+
+Must not know what a tensor means.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyinfer.convert.checkpoint import FLOAT_SOURCES, RawTensor, file_rows, open_regular, row_bytes
+from pyinfer.errors import ModelFileError, UnsupportedError
+
+
+def read_safetensors(path: Path) -> dict[str, RawTensor]:
+    """The tensors of one file, by name; raises ModelFileError."""
+    from safetensors import SafetensorError, safe_open
+
+    os.close(open_regular(path))
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ModelFileError(f"expected a safetensors file, found a broken one: {error}") from None
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {name: _raw_tensor(path, name, entry, 8 + length) for name, entry in header.items()}
+
+
+def _raw_tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> RawTensor:
+    if entry["dtype"] not in FLOAT_SOURCES:
+        raise UnsupportedError(f"{name}: expected one of {', '.join(FLOAT_SOURCES)}, found {entry['dtype']}")
+    if not entry["shape"] or 0 in entry["shape"]:
+        raise ModelFileError(f"{name}: expected dimensions of 1 or more, found {entry['shape']}")
+    source, shape = entry["dtype"], tuple(entry["shape"])
+    size = row_bytes(source, shape[-1])
+    return RawTensor(name, source, shape, file_rows(path, start + entry["data_offsets"][0], size))

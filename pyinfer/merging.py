@@ -1,0 +1,120 @@
+"""Models with a stack of adapters in their weights: into a file, or into the cache for `load(…, merge=True)`.
+
+Must not know how weights are packed, nor how adapters are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from pyinfer import cache as store
+from pyinfer import convert, hub
+from pyinfer.adapters import Adapter, Adapters, Weighted, split
+from pyinfer.convert.checkpoint import Checkpoint, in_file
+from pyinfer.convert.identity import key_of
+from pyinfer.convert.merge import Into, Merged, base_values, merge
+from pyinfer.convert.model_file import open_model_file
+from pyinfer.convert.writer import write_model
+from pyinfer.errors import RequestError
+from pyinfer.stack import stacked
+
+__all__ = ["convert_merged", "described", "loaded", "merged"]
+
+Progress = Callable[[int, int, str], None]
+
+
+def loaded(adapters: Adapters) -> Weighted:
+    """A list of adapters with all that are paths read; the same path twice is the same adapter."""
+    if isinstance(adapters, (str, bytes)):
+        raise RequestError(f"adapters: expected a list, found {type(adapters).__name__}")
+    read: dict[Path, Adapter] = {}
+    pairs = []
+    for adapter, weight in map(split, adapters):
+        if not isinstance(adapter, Adapter):
+            path = Path(adapter).resolve()
+            adapter = read[path] if path in read else read.setdefault(path, Adapter.load(path))
+        pairs.append((adapter, weight))
+    return tuple(pairs)
+
+
+def described(weighted: Weighted) -> str:
+    """A stack in one line: `sql:1+tone:-0.3`."""
+    return "+".join(f"{adapter.name}:{weight:g}" for adapter, weight in weighted)
+
+
+def convert_merged(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    weighted: Weighted,
+    *,
+    weights: str | None = None,
+    into: Into | None = None,
+    progress: Progress | None = None,
+) -> Merged:
+    """Writes a model.bin of a checkpoint or a model.bin with a stack in its weights, whole or not at all.
+
+    Args:
+        source: What `convert.convert` takes, or a model.bin.
+        output: The file to write.
+        weighted: The stack.
+        weights: Format of the weights, as for `convert.convert`.
+        into: `int8` or `int4` for what changes. None: as the base where it has floats, else int8.
+        progress: Called with bytes done, bytes in all and the tensor's name.
+
+    Raises what `convert.convert` raises, and ModelFileError where an adapter does not fit.
+    """
+    path = Path(source)
+    with in_file(path):
+        base = _opened(path)
+    stack = stacked(weighted, base.spec, base_values(base))
+    stack.require_mergeable()
+    made = merge(base, stack, weights=weights, into=into)
+    files = dict.fromkeys(file for adapter, _ in weighted for file in adapter.source.files)
+    options = {**base.options, "adapters": described(weighted)}
+    made = replace(made, checkpoint=replace(made.checkpoint, files=(*base.files, *files), options=options))
+    write_model(made.checkpoint, Path(output), weights, progress)
+    return made
+
+
+def _opened(path: Path) -> Checkpoint:
+    return open_model_file(path) if hub.is_model_file(path) else convert.open_source(path)
+
+
+def merged(
+    name_or_path: str | Path,
+    weighted: Weighted,
+    *,
+    into: Into | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The path of a model.bin with a stack in its weights, made once, into the cache."""
+    with _source(name_or_path, progress) as path:
+        key = _key(path, weighted, into)
+        where = f"{name_or_path} with {described(weighted)}"
+
+        def make(output: Path) -> None:
+            convert_merged(path, output, weighted, into=into, progress=progress)
+
+        return store.add(key, f"{path.name}+{described(weighted)}", where, make)
+
+
+@contextlib.contextmanager
+def _source(name_or_path: str | Path, progress: Progress | None) -> Iterator[Path]:
+    """What there is to merge into: the source itself where it is at hand, so that its floats are rounded once."""
+    if hub.is_name(name_or_path) and name_or_path in hub.KNOWN:
+        yield hub.resolve(name_or_path, progress=progress)
+    else:
+        with hub.published(name_or_path, progress=progress) as path:
+            yield path
+
+
+def _key(path: Path, weighted: Weighted, into: Into | None) -> str:
+    base = key_of([path], None) if hub.is_model_file(path) else convert.content_key(path)
+    stack = [(key_of(adapter.source.files, None), weight) for adapter, weight in weighted]
+    return hashlib.sha256(json.dumps([base, stack, into]).encode()).hexdigest()[:32]

@@ -1,0 +1,142 @@
+"""The adapters of one model: those it knows by name, and the stacks of them that are packed for its engine.
+
+Must not know files of adapters, nor sessions.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from pyinfer import _core, memory
+from pyinfer.errors import RequestError
+from pyinfer.timeline import BARE, Overlay
+
+if TYPE_CHECKING:
+    from pyinfer.adapters import Adapter, AdapterLike, Adapters, Weighted
+
+__all__ = ["Shelf", "Stacked"]
+
+MOST_STACKS = 8
+"""Packed stacks that are kept for the next request."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """A list of adapters, packed."""
+
+    weighted: Weighted
+    overlay: Overlay
+
+
+EMPTY = Stacked((), BARE)
+
+
+class Shelf:
+    """Adapters by name, and their stacks. Every method may be called from any thread."""
+
+    def __init__(self, file: _core.ModelFile, engine: _core.Engine) -> None:
+        self._file = file
+        self._engine: _core.Engine | None = engine
+        self._known: dict[str, Adapter] = {}
+        self._by_path: dict[Path, Adapter] = {}
+        self._packed: OrderedDict[tuple[tuple[int, float], ...], Stacked] = OrderedDict()
+        self._lock = threading.RLock()
+        self.default = EMPTY
+        """The stack of requests that name none."""
+
+    @property
+    def known(self) -> Mapping[str, Adapter]:
+        """Adapters by name."""
+        return MappingProxyType(dict(self._known))
+
+    def add(self, adapter: AdapterLike, name: str | None = None) -> Adapter:
+        """Makes an adapter known; it is checked against the model."""
+        from pyinfer.adapters import Adapter
+
+        if name is not None and (not isinstance(name, str) or not name.strip()):
+            raise RequestError(f"name: expected a text that is not empty, found {name!r}")
+        found = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter, name)
+        known_as = name or found.name
+        with self._lock:
+            if self._known.get(known_as, found) is not found:
+                raise RequestError(f"adapters: expected a name that is free, found {known_as!r} taken")
+            self._pack(((found, 1.0),))
+            self._known[known_as] = found
+        return found
+
+    def remove(self, name: str) -> None:
+        """Forgets a name."""
+        with self._lock:
+            if name not in self._known:
+                raise RequestError(f"adapters: expected {self._names()}, found {name!r}")
+            gone = self._known.pop(name)
+            self._by_path = {path: kept for path, kept in self._by_path.items() if kept is not gone}
+            for key in [key for key in self._packed if any(one == id(gone) for one, _ in key)]:
+                del self._packed[key]
+
+    def stack(self, adapters: Adapters) -> Stacked:
+        """The stack of a list, packed now or before; raises RequestError or ModelFileError."""
+        if not adapters and isinstance(adapters, Sequence) and not isinstance(adapters, (str, bytes)):
+            return EMPTY
+        from pyinfer.adapters import split
+
+        if isinstance(adapters, (str, bytes)) or not isinstance(adapters, Sequence):
+            raise RequestError(f"adapters: expected a list, found {type(adapters).__name__}")
+        pairs = [split(item) for item in adapters]
+        with self._lock:
+            return self._pack(tuple((self._found(adapter), weight) for adapter, weight in pairs))
+
+    def clear(self) -> None:
+        """Frees all stacks, for the end of the model."""
+        with self._lock:
+            self._engine = None
+            self._packed.clear()
+            self.default = EMPTY
+
+    def _found(self, adapter: AdapterLike) -> Adapter:
+        """By name, else by path; what was read from a path is kept."""
+        from pyinfer.adapters import Adapter
+
+        if isinstance(adapter, Adapter):
+            return adapter
+        if isinstance(adapter, str) and adapter in self._known:
+            return self._known[adapter]
+        path = Path(adapter)
+        if isinstance(adapter, str) and not path.exists():
+            raise RequestError(f"adapters: expected {self._names()} or a path, found {adapter!r}")
+        path = path.resolve()
+        if path not in self._by_path:
+            read = Adapter.load(path)
+            self._by_path[path] = read
+            self._known.setdefault(read.name, read)
+        return self._by_path[path]
+
+    def _names(self) -> str:
+        return ", ".join(map(repr, self._known)) or "the name of an adapter, of which none is known,"
+
+    def _pack(self, weighted: Weighted) -> Stacked:
+        key = tuple((id(adapter), weight) for adapter, weight in weighted)
+        if key not in self._packed:
+            self._packed[key] = self._packed_anew(weighted)
+        self._packed.move_to_end(key)
+        while len(self._packed) > MOST_STACKS:
+            self._packed.popitem(last=False)
+        return self._packed[key]
+
+    def _packed_anew(self, weighted: Weighted) -> Stacked:
+        from pyinfer.convert.checkpoint import Spec
+        from pyinfer.stack import base_reader, stacked
+
+        if self._engine is None:
+            raise RequestError("the model is closed")
+        stack = stacked(weighted, Spec(**self._file.spec), base_reader(self._file))
+        if not stack.changes and not stack.replaced:
+            return Stacked(weighted, BARE)
+        memory.require(stack.bytes, "a stack of adapters")
+        return Stacked(weighted, Overlay(stack.packed(self._engine)))

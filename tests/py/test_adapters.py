@@ -1,0 +1,375 @@
+"""Reading adapters: what their settings mean, and that hostile or unfit ones are refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import gguf_writer
+import lora_writer as lw
+from lora_golden import FOLDER
+from pyinfer import Adapter, Model
+from pyinfer.convert.adapter import as_float
+from pyinfer.errors import ModelFileError, PyinferError, RequestError, UnsupportedError
+
+Change = Callable[[dict[str, Any], lw.Tensors], None]
+Q0 = lw.module(0, "q_proj")
+
+
+def written(folder: Path, change: Change) -> Path:
+    """The plain adapter with one thing changed."""
+    config, values = lw.settings(), lw.tensors()
+    change(config, values)
+    return lw.write(folder, config, values)
+
+
+# What the settings mean
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, 8 / 4),
+        ({"use_rslora": True}, 8 / 4**0.5),
+        ({"alpha_pattern": {"q_proj": 3, "layers.0.self_attn.q_proj": 5}}, 3 / 4),
+        ({"alpha_pattern": {"layers.0.self_attn.q_proj": 5, "q_proj": 3}}, 5 / 4),
+        ({"alpha_pattern": {"_proj": 3}}, 8 / 4),
+        ({"alpha_pattern": {".*proj": 2}, "use_rslora": True}, 2 / 4**0.5),
+        ({"r": 9, "rank_pattern": {".*_proj": 4}}, 8 / 4),
+    ],
+)
+def test_scaling(tmp_path: Path, config: dict[str, Any], expected: float) -> None:
+    adapter = Adapter.load(lw.write(tmp_path / "a", lw.settings(**config), lw.tensors()))
+    scalings = {c.name: c.scaling for c in adapter.source.changes}
+    assert scalings["model.layers.0.self_attn.q_proj"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_adapter_says_what_it_is(tmp_path: Path) -> None:
+    adapter = Adapter.load(lw.plain(tmp_path / "sql"))
+    assert (adapter.name, adapter.rank, len(adapter.source.changes)) == ("sql", 4, 15)
+    assert adapter.bytes == sum(values.nbytes for values in lw.tensors().values())
+    assert Adapter.load(tmp_path / "sql", name="other").name == "other"
+    with pytest.raises(RequestError, match="name"):
+        Adapter.load(tmp_path / "sql", name=" ")
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_factors_keep_their_precision(kind: str) -> None:
+    source = Adapter.load(FOLDER / kind).source
+    assert {change.a.dtype.name for change in source.changes} == {
+        "uint16" if kind == "bfloat16" else "float16"
+    }
+    assert all(np.isfinite(as_float(change.a)).all() for change in source.changes)
+
+
+def test_gguf_and_peft_say_the_same() -> None:
+    gguf, peft = Adapter.load(FOLDER / "plain.gguf").source, Adapter.load(FOLDER / "plain").source
+    by_place = {(c.role, c.layer): c for c in peft.changes}
+    assert gguf.interleaved and len(gguf.changes) == len(peft.changes)
+    for change in gguf.changes:
+        twin = by_place[change.role, change.layer]
+        assert change.scaling == twin.scaling
+        assert np.array_equal(change.a, twin.a)
+
+
+def test_a_bin_is_read_like_safetensors(tmp_path: Path) -> None:
+    folder, values = lw.plain(tmp_path / "a"), lw.tensors()
+    expected = {change.name: change for change in Adapter.load(folder).source.changes}
+    (folder / "adapter_model.safetensors").unlink()
+    values = {name: np.asfortranarray(array) for name, array in values.items()}
+    storages = [array.T.tobytes() for array in values.values()]
+    (folder / "adapter_model.bin").write_bytes(lw.archive(lw.state_pickle(values), storages))
+    found = Adapter.load(folder).source.changes
+    assert len(found) == len(expected)
+    for ours in found:
+        twin = expected[ours.name]
+        assert np.array_equal(ours.a, twin.a) and np.array_equal(ours.b, twin.b)
+
+
+# What is refused
+
+
+def _rename(old: str, new: str) -> Change:
+    def change(_: dict[str, Any], values: lw.Tensors) -> None:
+        values[new] = values.pop(old)
+
+    return change
+
+
+def _set(**fields: Any) -> Change:
+    return lambda config, _: config.update(fields)
+
+
+def _put(name: str, *shape: int) -> Change:
+    return lambda _, values: values.update({name: np.ones(shape, np.float32)})
+
+
+def _drop(name: str) -> Change:
+    def change(_: dict[str, Any], values: lw.Tensors) -> None:
+        del values[name]
+
+    return change
+
+
+def _drop_layer(_: dict[str, Any], values: lw.Tensors) -> None:
+    for name in [name for name in values if ".4." in name]:
+        del values[name]
+
+
+def _infinite(_: dict[str, Any], values: lw.Tensors) -> None:
+    values[f"{Q0}.lora_A.weight"][1, 2] = np.inf
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "another method": (_set(peft_type="IA3"), "peft_type"),
+    "no method": (lambda config, _: config.pop("peft_type") and None, "peft_type"),
+    "invocation tokens": (_set(alora_invocation_tokens=[1, 2]), "alora_invocation_tokens"),
+    "parameters": (_set(target_parameters=["x"]), "target_parameters"),
+    "repeated layers": (_set(layer_replication=[[0, 4]]), "layer_replication"),
+    "megatron": (_set(megatron_config={"a": 1}), "megatron_config"),
+    "an unknown setting": (_set(use_new_idea=True), "use_new_idea"),
+    "block diagonal": (_set(use_bdlora={"nblocks": 2}), "use_bdlora"),
+    **{
+        f"begun by {start}": (_set(init_lora_weights=start), "init_lora_weights")
+        for start in ("pissa", "pissa_niter_16", "olora", "loftq", "corda", "lora_ga", 5)
+    },
+    "a rank of 0": (_set(r=0), "r: expected"),
+    "a rank that is a text": (_set(r="4"), "r: expected"),
+    "another rank": (_set(r=8), "expected the rank 8"),
+    "an infinite alpha": (_set(lora_alpha=float("inf")), "lora_alpha"),
+    "a flag that is a number": (_set(use_rslora=1), "use_rslora"),
+    "a bad bias": (_set(bias="some"), "bias"),
+    "a slow pattern": (_set(rank_pattern={"(a+)+": 4}), "rank_pattern"),
+    "many repeats": (_set(alpha_pattern={".*.*.*.*x": 4}), "alpha_pattern"),
+    "a broken pattern": (_set(alpha_pattern={"[": 4}), "alpha_pattern"),
+    "patterns that are a list": (_set(alpha_pattern=["q_proj"]), "alpha_pattern"),
+    "DoRA without magnitudes": (_set(use_dora=True), "lora_magnitude_vector"),
+    "DoRA with biases": (_set(use_dora=True, lora_bias=True), "lora_bias"),
+    "magnitudes without DoRA": (_put(f"{Q0}.lora_magnitude_vector", 64), "lora_magnitude_vector"),
+    "a bias of B not asked for": (_put(f"{Q0}.lora_B.bias", 64), "lora_B.bias"),
+    "a bias of A": (_put(f"{Q0}.lora_A.bias", 4), "lora_A.bias"),
+    "no B": (_drop(f"{Q0}.lora_B.weight"), "expected lora_B"),
+    "no A": (_drop(f"{Q0}.lora_A.weight"), "expected lora_A"),
+    "B of another rank": (_put(f"{Q0}.lora_B.weight", 64, 5), "expected B with 4 columns"),
+    "a flat A": (_put(f"{Q0}.lora_A.weight", 256), "expected A as a matrix"),
+    "infinite values": (_infinite, "expected finite values"),
+    "no prefix": (_rename(f"{Q0}.lora_A.weight", "x.lora_A.weight"), "base_model.model."),
+    "an unknown module": (_put("base_model.model.score.lora_A.weight", 4, 64), "score"),
+    "an unknown tensor": (_put(f"{Q0}.lora_C.weight", 4, 64), "lora_C"),
+    "two adapters": (_put(f"{Q0}.lora_A.other.weight", 4, 64), "again"),
+    "a norm not asked for": (_put("base_model.model.model.norm.weight", 64), "modules_to_save"),
+    "saved modules that are missing": (_set(modules_to_save=["lm_head"]), "modules_to_save"),
+    "a target that is missing": (_set(target_modules=["q_proj", "k_proj"]), "k_proj"),
+    "a layer that is missing": (_set(layers_to_transform=[7]), "layer 7"),
+    "tokens that are missing": (_set(trainable_token_indices=[1]), "trainable_token_indices"),
+    "no tensors": (lambda _, values: values.clear(), "expected tensors"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_honoured_is_named(tmp_path: Path, name: str) -> None:
+    change, words = REFUSED[name]
+    with pytest.raises(ModelFileError, match="^" + str(tmp_path)) as refused:
+        Adapter.load(written(tmp_path / "a", change))
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "eva"])
+def test_ways_to_begin_that_keep_the_base_are_read(tmp_path: Path, start: object) -> None:
+    assert Adapter.load(written(tmp_path / "a", _set(init_lora_weights=start))).rank == 4
+
+
+def test_what_is_no_adapter_is_said(tmp_path: Path, stories_model_bin: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "adapter_config.json").write_text(json.dumps(lw.settings()))
+    for path, words in (
+        (tmp_path / "nowhere", "no such file"),
+        (tmp_path / "empty", "a folder without it"),
+        (stories_model_bin, "another file"),
+        (tmp_path / "half", "found neither"),
+    ):
+        with pytest.raises(ModelFileError, match=words):
+            Adapter.load(path)
+
+
+def test_a_model_is_not_an_adapter(tmp_path: Path) -> None:
+    path = gguf_writer.write_llama(tmp_path / "m.gguf", gguf_writer.TinyLlama(), tokenizer="bpe")
+    with pytest.raises(UnsupportedError, match=r"general\.type: expected 'adapter'"):
+        Adapter.load(path)
+
+
+# Files that are cut or hostile
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "gguf"])
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, kind: str) -> None:
+    folder = lw.plain(tmp_path / "a", layers=5)
+    path = folder / "adapter_model.safetensors"
+    whole = path.read_bytes()
+    if kind == "bin":
+        path.unlink()
+        path, whole = folder / "adapter_model.bin", lw.torch_bin(lw.tensors())
+    if kind == "gguf":
+        folder = path = tmp_path / "a.gguf"
+        whole = (FOLDER / "plain.gguf").read_bytes()
+    for part in (0, 3, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:part])
+        with pytest.raises(ModelFileError):
+            Adapter.load(folder)
+
+
+def bin_adapter(folder: Path, raw: bytes) -> Path:
+    """An adapter whose weights are these bytes."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(lw.settings()))
+    (folder / "adapter_model.bin").write_bytes(raw)
+    return folder
+
+
+class Runs:
+    """A pickle of this runs a command when it is read."""
+
+    def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call, self.arguments
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_that_runs_something_is_refused(tmp_path: Path, protocol: int) -> None:
+    mark = tmp_path / "it ran"
+    for i, bomb in enumerate(
+        (
+            Runs(os.system, f"touch '{mark}'"),
+            Runs(eval, f"open({str(mark)!r}, 'w')"),
+            Runs(os.mkdir, str(mark)),
+        )
+    ):
+        raw = lw.archive(pickle.dumps({"a": bomb}, protocol), [])
+        with pytest.raises(UnsupportedError, match="expected only tensors"):
+            Adapter.load(bin_adapter(tmp_path / f"{protocol}{i}", raw))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"cos\nsystem\n(X\x04\x00\x00\x00truetR.",
+        b"\x80\x02ctorch._utils\n_rebuild_device_tensor_from_numpy\n.",
+        b"ctorch._utils\n__builtins__\n.",
+        b"\x80\x04\x8c\x05torch\x8c\x15FloatStorage.__init__\x93.",
+        b"\x80\x02ctorch\nload\n.",
+        b"(i__builtin__\nexec\n.",
+    ],
+)
+def test_only_the_names_of_tensors_are_known(tmp_path: Path, pickled: bytes) -> None:
+    with pytest.raises(UnsupportedError, match="expected only tensors"):
+        Adapter.load(bin_adapter(tmp_path / "a", lw.archive(pickled, [])))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": (4, 10**9)}, {"shape": (2**40, 2**40)}, {"shape": (10**6,), "strides": (0,)}, {"shape": (-1, 4)},
+        {"strides": (1 << 40, 1)}, {"strides": (-1, 1)}, {"offset": 10**12}, {"offset": -1}, {"count": 1 << 50},
+        {"count": -1}, {"shape": (0, 4)}, {"shape": ()}, {"shape": (4,)},
+    ],
+)  # fmt: skip
+def test_tensors_stay_within_their_storage(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    values = {f"{Q0}.lora_A.weight": np.ones((4, 64), np.float32)}
+    raw = lw.archive(lw.state_pickle(values, **wrong), [values[f"{Q0}.lora_A.weight"].tobytes()])
+    with pytest.raises(ModelFileError):
+        Adapter.load(bin_adapter(tmp_path / "a", raw))
+
+
+def test_a_memo_of_billions_costs_nothing(tmp_path: Path) -> None:
+    pickled = b"\x80\x02}r" + struct.pack("<I", 2**32 - 1) + b"."
+    with pytest.raises(ModelFileError, match="expected tensors, found none"):
+        Adapter.load(bin_adapter(tmp_path / "a", lw.archive(pickled, [])))
+
+
+def test_compressed_and_old_archives_are_refused(tmp_path: Path) -> None:
+    import zipfile
+
+    packed = lw.archive(b"}.", [bytes(1 << 20)], compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(UnsupportedError, match="compressed"):
+        Adapter.load(bin_adapter(tmp_path / "packed", packed))
+    with pytest.raises(UnsupportedError, match="zip archive"):
+        Adapter.load(bin_adapter(tmp_path / "old", pickle.dumps({})))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_pickles_never_do_more_than_fail(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    values = {f"{Q0}.lora_A.weight": np.ones((4, 64), np.float32)}
+    pickled = bytearray(lw.state_pickle(values))
+    for _ in range(data.draw(st.integers(1, 4))):
+        pickled[data.draw(st.integers(0, len(pickled) - 1))] = data.draw(st.integers(0, 255))
+    raw = lw.archive(bytes(pickled), [bytes(1024)])
+    with pytest.raises(PyinferError):  # one factor alone is never an adapter
+        Adapter.load(bin_adapter(tmp_path_factory.mktemp("bin") / "a", raw))
+
+
+def test_deep_json_is_refused(tmp_path: Path) -> None:
+    folder = lw.plain(tmp_path / "a")
+    (folder / "adapter_config.json").write_text('{"r":' + "[" * 100_000)
+    with pytest.raises(ModelFileError, match="expected JSON"):
+        Adapter.load(folder)
+
+
+def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
+    folder = lw.plain(tmp_path / "a")
+    (folder / "adapter_model.safetensors").unlink()
+    os.mkfifo(folder / "adapter_model.safetensors")
+    with pytest.raises(ModelFileError, match="regular file"):
+        Adapter.load(folder)
+
+
+# Whether it fits
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_put(f"{Q0}.lora_A.weight", 4, 65), "expected A with 64 columns, found 65"),
+        (_put(f"{Q0}.lora_B.weight", 63, 4), "expected B with 64 rows, found 63"),
+        (_drop_layer, "found none in layer 4"),
+    ],
+)
+def test_an_adapter_of_another_model_is_refused(
+    tmp_path: Path, stories: Model, change: Change, words: str
+) -> None:
+    with pytest.raises(ModelFileError, match=words):
+        stories.logits([1, 2], adapters=[written(tmp_path / "a", change)])
+
+
+def test_layers_beyond_the_model_are_refused(tmp_path: Path, stories: Model) -> None:
+    with pytest.raises(ModelFileError, match=r"adapter a: .*expected a layer below 5, found 5"):
+        stories.logits([1, 2], adapters=[lw.plain(tmp_path / "a", layers=7)])
+
+
+def test_a_larger_vocabulary_is_refused(tmp_path: Path, stories: Model) -> None:
+    def grown(config: dict[str, Any], values: lw.Tensors) -> None:
+        config["modules_to_save"] = ["embed_tokens"]
+        values["base_model.model.model.embed_tokens.weight"] = np.ones((520, 64), np.float32)
+
+    with pytest.raises(UnsupportedError, match="larger vocabulary"):
+        stories.logits([1, 2], adapters=[written(tmp_path / "a", grown)])
+
+
+def test_reading_needs_no_torch() -> None:
+    assert "torch" not in sys.modules

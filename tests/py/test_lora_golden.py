@@ -1,0 +1,240 @@
+"""Adapters attached to a model against PEFT's own logits, and on quantised bases against the float64 reference."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lora_golden import CASES, CHANGED_BASE, FOLDER, Case, base_folder, named
+from pyinfer import _core, convert, load, merging
+from pyinfer.adapters import Adapter
+from pyinfer.convert.checkpoint import Spec
+from pyinfer.errors import UnsupportedError
+from pyinfer.export import export
+from pyinfer.stack import Stack, base_reader, stacked
+from reference import llama, model_bin
+from reference.llama import Rounding, kl
+
+REFUSED = {
+    "alora": "alora_invocation_tokens",
+    **dict.fromkeys(CHANGED_BASE, "init_lora_weights"),
+}
+"""Adapters that cannot be honoured, and what the message must name."""
+BIASED = ("bias_all", "bias_lora_only", "lora_bias")
+EXPORTED = (
+    "plain", "one_rank", "rslora", "rank_pattern", "alpha_pattern", "rslora_patterns", "lora_bias", "embedding", "head",
+    "tied_embedding", "tied_head", "tied_both", "regex", "float16", "qalora", "stack",
+)  # fmt: skip
+"""Cases that one plain LoRA can say."""
+SUPPORTED = [case for case in CASES if not any(name in REFUSED for name, _ in case.stack)]
+MOST_KL = 1e-6  # mean over positions, rounding of the cache to halves included
+TYPICAL_KL = 1e-8  # of a position at which nothing falls between two integers
+INT8 = Rounding(int8_activations=True, f16_cache=True)
+Made = Callable[[bool, str], Path]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """(tied, weight format) -> model.bin, each made once."""
+
+    @cache
+    def made(tied: bool, weights: str) -> Path:
+        folder = tmp_path_factory.mktemp("base")
+        convert.convert(base_folder(folder / "hf", tied), folder / "model.bin", weights=weights)
+        return folder / "model.bin"
+
+    return made
+
+
+def stack_of(paths: Sequence[tuple[Path, float]], file: _core.ModelFile) -> Stack:
+    """The adapters put together for a model; one that stands there twice is loaded once."""
+    loaded = {path: Adapter.load(path) for path, _ in paths}
+    weighted = tuple((loaded[path], weight) for path, weight in paths)
+    return stacked(weighted, Spec(**file.spec), base_reader(file))
+
+
+def logits(
+    model: Path, paths: Sequence[tuple[Path, float]], tokens: Sequence[int], activations: str
+) -> NDArray[np.float32]:
+    """Our logits after every token."""
+    file = _core.ModelFile(str(model))
+    engine = _core.Engine(file, 2, activations)  # type: ignore[arg-type]
+    session = _core.Session(engine, len(tokens))
+    session.adapters = stack_of(paths, file).packed(engine)
+    return session.eval(np.array(tokens, np.int32), "all")
+
+
+@pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
+def test_meets_peft(case: Case, base: Made) -> None:
+    ours = logits(base(case.tied, "f32"), case.paths, case.tokens, "f32")
+    assert kl(case.peft.astype(np.float64), ours).mean() <= MOST_KL
+
+
+@pytest.mark.parametrize("weights", ["q4", "q8"])
+@pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
+def test_adds_exactly_to_a_quantised_base(case: Case, weights: str, base: Made) -> None:
+    """The reference holds the dequantised base plus the change, and rounds activations of the base's products alone."""
+    model = base(case.tied, weights)
+    dequantised = llama.from_model_bin(model_bin.read(model))
+    ours = logits(model, case.paths, case.tokens, "int8")
+    assert np.median(kl(case.exact(dequantised, INT8), ours)) <= TYPICAL_KL
+    bare = Case("bare", case.tied, (), case.tokens)
+    of_the_base = kl(bare.exact(dequantised), logits(model, (), case.tokens, "int8"))
+    assert kl(case.exact(dequantised), ours).mean() <= 4 * of_the_base.mean()
+
+
+@pytest.mark.parametrize("case", [c for c in SUPPORTED if c.name not in BIASED], ids=lambda case: case.name)
+def test_merged_into_float_weights_meets_peft(case: Case, tmp_path: Path) -> None:
+    source, model = base_folder(tmp_path / "hf", case.tied), tmp_path / "model.bin"
+    merging.convert_merged(source, model, merging.loaded(case.paths), weights="f32")
+    assert kl(case.peft.astype(np.float64), logits(model, (), case.tokens, "f32")).mean() <= MOST_KL
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_biases_cannot_be_merged(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="bias"):
+        merging.convert_merged(
+            base_folder(tmp_path / "hf", False), tmp_path / "model.bin", merging.loaded([FOLDER / name])
+        )
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported_as_one_adapter_meets_peft(name: str, base: Made, tmp_path: Path) -> None:
+    case = named(name)
+    model = base(case.tied, "f32")
+    export(stack_of(case.paths, _core.ModelFile(str(model))), tmp_path / "one")
+    ours = logits(model, [(tmp_path / "one", 1.0)], case.tokens, "f32")
+    assert kl(case.peft.astype(np.float64), ours).mean() <= MOST_KL
+
+
+def test_stack_of_the_api_meets_peft(base: Made) -> None:
+    case = named("stack")
+    with load(base(False, "f32"), activations="f32", adapters=[FOLDER / "dora"]) as model:
+        for name in {name for name, _ in case.stack}:
+            model.add_adapter(FOLDER / name)
+        of_request, of_load = model.logits(case.tokens, adapters=case.stack), model.logits(case.tokens)
+    assert kl(case.peft.astype(np.float64), of_request).mean() <= MOST_KL
+    assert kl(named("dora").peft.astype(np.float64), of_load).mean() <= MOST_KL
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses_by_name(name: str, base: Made) -> None:
+    file = _core.ModelFile(str(base(False, "f32")))
+    with pytest.raises(UnsupportedError, match=REFUSED[name]):
+        stack_of([(FOLDER / name, 1.0)], file)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+        ("layer_replication", [[0, 2], [1, 2]]),
+        ("use_bdlora", {"nblocks": 2}),
+        ("arrow_config", {"top_k": 1}),
+        ("init_lora_weights", "loftq"),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "corda"),
+        ("init_lora_weights", "lora_ga"),
+        ("peft_type", "ADALORA"),
+        ("a_setting_of_tomorrow", True),
+    ],
+)
+def test_refuses_settings_that_it_does_not_know(setting: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=setting):
+        Adapter.load(edited("plain", tmp_path, **{setting: value}))
+
+
+def test_refuses_tensors_of_norms(tmp_path: Path) -> None:
+    """They are in the file without `modules_to_save` saying so: an adapter of another method."""
+    with pytest.raises(UnsupportedError, match=r"layernorm\.weight"):
+        Adapter.load(edited("saved_norms", tmp_path, modules_to_save=None))
+
+
+def test_gguf_of_the_same_adapter_is_the_same_to_the_bit(base: Made) -> None:
+    """llama.cpp's converter permutes the rows of q and k; the values are those of the folder."""
+    model, case = base(False, "q4"), named("plain")
+    of_folder = logits(model, case.paths, case.tokens, "int8")
+    of_gguf = logits(model, [(FOLDER / "plain.gguf", 1.0)], case.tokens, "int8")
+    assert np.array_equal(of_folder.view(np.uint32), of_gguf.view(np.uint32))
+
+
+def test_pickle_of_the_same_adapter_is_the_same_to_the_bit(base: Made) -> None:
+    model, case = base(False, "q4"), named("one_rank")
+    of_folder = logits(model, case.paths, case.tokens, "int8")
+    of_pickle = logits(model, [(FOLDER / "one_rank_bin", 1.0)], case.tokens, "int8")
+    assert np.array_equal(of_folder.view(np.uint32), of_pickle.view(np.uint32))
+
+
+SCALINGS = {
+    "plain": {"layers.0.self_attn.q_proj": 6 / 3},
+    "rslora": {"layers.1.mlp.down_proj": 3 / 4**0.5},
+    "rank_pattern": {
+        "layers.0.self_attn.q_proj": 4 / 4,
+        "layers.1.self_attn.q_proj": 4 / 5,
+        "layers.1.mlp.up_proj": 4 / 2,
+        "layers.1.self_attn.v_proj": 4 / 3,
+    },
+    "alpha_pattern": {
+        "layers.0.mlp.gate_proj": 9 / 2,
+        "layers.1.mlp.gate_proj": 1 / 2,
+        "layers.1.self_attn.k_proj": 3 / 2,
+        "layers.0.self_attn.o_proj": 3 / 3,
+    },
+    "rslora_patterns": {
+        "layers.0.self_attn.q_proj": 2 / 5**0.5,
+        "layers.0.self_attn.o_proj": 3 / 2**0.5,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scalings(name: str) -> None:
+    """Numbers of the settings by hand: alpha / r, with rsLoRA alpha / sqrt(r), patterns before the general values."""
+    found = {change.name: change.scaling for change in Adapter.load(FOLDER / name).source.changes}
+    for module, scaling in SCALINGS[name].items():
+        assert found[f"model.{module}"] == pytest.approx(scaling, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [("rslora", {"use_rslora": False}), ("alpha_pattern", {"alpha_pattern": {}})],
+)
+def test_a_reader_that_ignored_the_setting_would_show(
+    name: str, mistake: dict[str, object], base: Made, tmp_path: Path
+) -> None:
+    """llama.cpp's adapters know neither setting."""
+    case, model = named(name), base(False, "f32")
+    right = logits(model, case.paths, case.tokens, "f32")
+    wrong = logits(model, [(edited(name, tmp_path, **mistake), 1.0)], case.tokens, "f32")
+    exact = case.peft.astype(np.float64)
+    assert kl(exact, right).mean() <= MOST_KL < 1e-2 <= kl(exact, wrong).mean()
+
+
+def test_weights_of_a_repeated_adapter_add_up(base: Made) -> None:
+    case, model = named("plain"), base(False, "q4")
+    path = FOLDER / "plain"
+    once = logits(model, [(path, 0.75)], case.tokens, "int8")
+    twice = logits(model, [(path, 0.5), (path, 0.25)], case.tokens, "int8")
+    assert kl(once.astype(np.float64), twice).max() <= TYPICAL_KL
+
+
+@pytest.mark.parametrize("name", ["stack_zero", "stack_cancels"])
+def test_a_stack_of_nothing_has_the_bits_of_the_base(name: str, base: Made) -> None:
+    case, model = named(name), base(False, "q4")
+    ours = logits(model, case.paths, case.tokens, "int8")
+    assert np.array_equal(ours, logits(model, (), case.tokens, "int8"))
+
+
+def edited(name: str, path: Path, **changes: object) -> Path:
+    """A copy of an adapter with other settings."""
+    folder = Path(shutil.copytree(FOLDER / name, path / name))
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    (folder / "adapter_config.json").write_text(json.dumps(settings | changes), encoding="utf-8")
+    return folder
