@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Model", "load"]
 
 Activations: TypeAlias = Literal["int8", "f32"]
+Kv: TypeAlias = Literal["f16", "q8"]
 DEFAULT_CONTEXT = 4096
 MOST_THREADS = 256  # as the core has it
 MOST_IDLE = 2  # sessions kept for the next request
@@ -50,6 +51,7 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     activations: Activations | None = None,
+    kv: Kv = "f16",
     adapters: Adapters = (),
     merge: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
@@ -63,6 +65,7 @@ def load(
         context: Tokens that prompt and answer may have together, at most what the model was trained for. None: the
             same, but no more than 4096, since memory for the KV cache grows with it.
         activations: `int8` (fast) or `f32` (a slow reference). None: what PYINFER_ACTIVATIONS says, or int8.
+        kv: How keys and values are kept: `f16`, or `q8` in half the memory, at a small cost in quality.
         adapters: The stack of LoRA adapters to answer with, unless a request names others: paths or adapters in order,
             each alone or as (adapter, weight).
         merge: True puts the adapters into the weights, once, into the cache: they cost nothing afterwards, and
@@ -81,6 +84,8 @@ def load(
     _require_whole("threads", threads, 1, MOST_THREADS)
     _require_whole("context", context, 1)
     chosen = _activations(activations)
+    if kv not in ("f16", "q8"):
+        raise RequestError(f"kv: expected f16 or q8, found {kv!r}")
     from pyinfer import hub
 
     source = path_or_name if isinstance(path_or_name, str) else Path(path_or_name)
@@ -88,9 +93,9 @@ def load(
         from pyinfer import merging
 
         path = merging.merged(source, merging.loaded(adapters), progress=progress)
-        return Model(path, threads=threads, context=context, activations=chosen)
+        return Model(path, threads=threads, context=context, activations=chosen, kv=kv)
     path = hub.resolve(source, progress=progress)
-    model = Model(path, threads=threads, context=context, activations=chosen)
+    model = Model(path, threads=threads, context=context, activations=chosen, kv=kv)
     try:
         model.shelf.default = model.shelf.stack(adapters)
     except BaseException:
@@ -107,7 +112,7 @@ class Model(Answering):
     """
 
     def __init__(
-        self, path: Path, *, threads: int | None, context: int | None, activations: Activations
+        self, path: Path, *, threads: int | None, context: int | None, activations: Activations, kv: Kv = "f16"
     ) -> None:
         """Opens a model.bin; `load` is the way in."""
         file = _core.ModelFile(str(path))
@@ -120,6 +125,7 @@ class Model(Answering):
         self.context = _context(context, self.spec["context"])
         """Tokens that prompt and answer may have together."""
         self.activations = activations
+        self.kv = kv
         self._engine: _core.Engine | None = _core.Engine(file, threads or 0, activations)
         self.shelf = Shelf(file, self._engine)
         """The adapters that the model knows by name, and the stack that it answers with."""
@@ -153,9 +159,8 @@ class Model(Answering):
 
     def memory(self, context: int | None = None) -> _core.MemoryDict:
         """Bytes of the weights, and of one session of `context` tokens (None: the model's)."""
-        return self._open().memory(
-            self.context if context is None else _context(context, self.spec["context"])
-        )
+        size = self.context if context is None else _context(context, self.spec["context"])
+        return self._open().memory(size, self.kv)
 
     @property
     def adapters(self) -> Mapping[str, Adapter]:
@@ -331,9 +336,9 @@ class Model(Answering):
 
     def _new_timeline(self, context: int) -> Timeline:
         engine = self._open()
-        needed = engine.memory(context)
+        needed = engine.memory(context, self.kv)
         memory.require(needed["kv_cache"] + needed["workspace"], f"a session of {context} tokens")
-        timeline = Timeline(engine, context)
+        timeline = Timeline(engine, context, self.kv)
         with self._lock:
             self._lent.add(timeline)
             if self.closed:  # in this moment, by another thread

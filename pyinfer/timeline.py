@@ -42,8 +42,8 @@ BARE = Overlay(None)
 class Timeline:
     """Tokens in the order they came, with their KV cache. Every method may be called from any thread."""
 
-    def __init__(self, engine: _core.Engine, context: int) -> None:
-        self._core: _core.Session | None = _core.Session(engine, context)
+    def __init__(self, engine: _core.Engine, context: int, kv: Literal["f16", "q8"] = "f16") -> None:
+        self._core: _core.Session | None = _core.Session(engine, context, kv)
         self.context = context
         self._process = os.getpid()
         self.operation = 0

@@ -69,6 +69,7 @@ def execute(options: argparse.Namespace) -> int:
         "model": options.model,
         "isa": _core.active_isa(),
         "activations": opened.activations(options),
+        "kv": options.kv,
         "results": [asdict(result) for result in results],
     }
     if options.json:
@@ -83,7 +84,7 @@ def execute(options: argparse.Namespace) -> int:
 
 def _measured(file: _core.ModelFile, threads: int, options: argparse.Namespace) -> Result:
     engine = _core.Engine(file, threads, opened.activations(options))
-    session = _core.Session(engine, max(options.prompt, options.generate))
+    session = _core.Session(engine, max(options.prompt, options.generate), options.kv)
     tokens = _tokens(max(options.prompt, options.generate), file.spec["n_vocab"])
     _decode(session, tokens[: min(WARM_UP_STEPS, options.generate)])
     _prefill(session, tokens[: options.prompt])

@@ -63,7 +63,8 @@ def execute(options: argparse.Namespace) -> int:
     ctx = options.ctx or min(512, file.spec["context"])
     tokens = np.asarray(tokenizer.encode(text.removesuffix("\n"), add_special=True), np.int32)
     chunks = _chunks(tokens, ctx, file.spec["context"], options)
-    session = _core.Session(_core.Engine(file, options.threads or 0, opened.activations(options)), ctx)
+    engine = _core.Engine(file, options.threads or 0, opened.activations(options))
+    session = _core.Session(engine, ctx, options.kv)
     with terminal.progress("tokens") as progress:
         scores = []
         for i, chunk in enumerate(chunks):

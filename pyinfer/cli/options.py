@@ -117,6 +117,12 @@ def add_engine(parser: argparse.ArgumentParser, *, threads: bool = True) -> None
     parser.add_argument(
         "--activations", choices=("int8", "f32"), help="int8 (default, fast) or f32 (slow, for reference)"
     )
+    parser.add_argument(
+        "--kv",
+        choices=("f16", "q8"),
+        default="f16",
+        help="how keys and values are kept: f16 (default), or q8 in half the memory",
+    )
     add_cache(parser)
 
 

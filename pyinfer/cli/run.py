@@ -93,7 +93,7 @@ def _load(options: argparse.Namespace) -> Model:
             path = hub.resolve(options.model, cache=options.cache, progress=progress)
     stack = [] if options.merge else options.lora
     return pyinfer.load(
-        path, threads=options.threads, context=options.ctx, activations=chosen, adapters=stack
+        path, threads=options.threads, context=options.ctx, activations=chosen, kv=options.kv, adapters=stack
     )
 
 

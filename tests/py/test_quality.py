@@ -37,9 +37,10 @@ def exact(smollm2_gguf: Path) -> NDArray[np.float64]:
     return llama.logits(llama.from_gguf(gguf.read(smollm2_gguf)), prose()["ids"][:POSITIONS])
 
 
-def ours(model: Path, activations: str) -> NDArray[np.float32]:
+def ours(model: Path, activations: str, kv: str = "f16") -> NDArray[np.float32]:
     engine = _core.Engine(_core.ModelFile(str(model)), 2, activations)  # type: ignore[arg-type]
-    return _core.Session(engine, POSITIONS).eval(np.array(prose()["ids"][:POSITIONS], np.int32), "all")
+    return _core.Session(engine, POSITIONS, kv).eval(  # type: ignore[arg-type]
+        np.array(prose()["ids"][:POSITIONS], np.int32), "all")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BLOCKS if kind != "F32"])
@@ -64,6 +65,11 @@ def test_int8_activations_cost_little(exact: NDArray[np.float64], smollm2_bin: P
 @pytest.mark.model
 def test_float32_activations_cost_nothing(exact: NDArray[np.float64], smollm2_bin: Path) -> None:
     assert kl(exact, ours(smollm2_bin, "f32")).mean() <= 1e-6
+
+
+@pytest.mark.model
+def test_keys_and_values_as_bytes_cost_little(exact: NDArray[np.float64], smollm2_bin: Path) -> None:
+    assert kl(exact, ours(smollm2_bin, "f32", "q8")).mean() <= 2e-3
 
 
 @pytest.mark.model
