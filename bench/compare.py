@@ -5,7 +5,8 @@
 Every round of a case runs each engine once and probes the machine's limit once; figures are medians over rounds, and
 ratios are taken round by round. A peer runs with all its settings in the first round, which is not counted; settings
 more than a tenth behind its best are left out of the rounds that count, and pyinfer is compared with the best of the
-others.
+others. With `--lora RANKS`, each engine also runs with random adapters of these ranks on all matrices of the layers,
+and what they cost it is told beside.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ import cases
 import counters
 import gguf_model
 import limits
+import make_adapter
 import page_cache
 import results
 import tables
@@ -103,6 +105,16 @@ def entries(processes: list[Process], case: Case, threads: int) -> list[Entry]:
     return found
 
 
+def alike(one: Entry, other: Entry) -> bool:
+    """Whether two entries differ in settings alone, not in engine or adapters."""
+    return one.series.engine == other.series.engine and has_lora(one.series) == has_lora(other.series)
+
+
+def has_lora(series: Series) -> bool:
+    """Whether it was measured with adapters."""
+    return "lora" in series.settings
+
+
 def first_round(all_entries: list[Entry], case: Case, threads: int) -> list[Entry]:
     """Runs everything once, uncounted; returns the entries that stay."""
     speeds: list[tuple[Entry, float]] = []
@@ -114,7 +126,7 @@ def first_round(all_entries: list[Entry], case: Case, threads: int) -> list[Entr
         time.sleep(SETTLE)
     stay = []
     for entry, speed in speeds:
-        fastest = max(s for e, s in speeds if e.series.engine == entry.series.engine)
+        fastest = max(s for e, s in speeds if alike(e, entry))
         if speed >= BEHIND * fastest:
             stay.append(entry)
         else:
@@ -147,23 +159,51 @@ def measure(
 def all_ratios(series: list[Series]) -> list[dict[str, Any]]:
     """Ours against the best of each peer, for every case and number of threads."""
     found = []
-    for case, threads in dict.fromkeys((s.case, s.threads) for s in series):
-        here = [s for s in series if s.case == case and s.threads == threads]
+    for case, threads, lora in dict.fromkeys((s.case, s.threads, has_lora(s)) for s in series):
+        here = [s for s in series if (s.case, s.threads, has_lora(s)) == (case, threads, lora)]
         ours = results.best(here, OURS)
         for peer in dict.fromkeys(s.engine for s in here if s.engine != OURS):
             theirs = results.best(here, peer)
             if ours and theirs:
-                found.append(results.ratio(ours, theirs))
+                found.append({**results.ratio(ours, theirs), "settings": ours.settings})
     return found
 
 
-def agreement(processes: list[Process], threads: int) -> list[dict[str, Any]]:
-    """How far the peers' logits are from ours: two engines that are compared must compute the same."""
+def all_overheads(series: list[Series]) -> list[dict[str, Any]]:
+    """Each engine with adapters against itself without, for every case and number of threads."""
+    found = []
+    for case, threads, engine in dict.fromkeys((s.case, s.threads, s.engine) for s in series):
+        here = [s for s in series if (s.case, s.threads, s.engine) == (case, threads, engine)]
+        bare = results.best([s for s in here if not has_lora(s)], engine)
+        adapted = results.best([s for s in here if has_lora(s)], engine)
+        if bare and adapted:
+            found.append({**results.ratio(adapted, bare), "speed": adapted.median, "bare": bare.median})
+    return found
+
+
+def with_lora(who: Participant, adapters: list[Path]) -> Participant:
+    """The same engine, run once more in every way with adapters."""
+    if not adapters:
+        return who
+    lora = {"lora": [str(path) for path in adapters]}
+    runs, batches = who.run_settings, who.batch_settings
+    return replace(
+        who,
+        run_settings=(*({**s, **lora} for s in runs), *runs),
+        batch_settings=(*({**s, **lora} for s in batches), *batches),
+    )
+
+
+def agreement(processes: list[Process], threads: int, which: int) -> list[dict[str, Any]]:
+    """How far the peers' logits are from ours: two engines that are compared must compute the same.
+
+    `which` of each engine's settings: -1 has no adapters, 0 has those that there are.
+    """
     found: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
     for process in processes:
         try:
             reply = process.ask(
-                op="logits", n=CHECKED, threads=threads, settings=process.participant.run_settings[-1]
+                op="logits", n=CHECKED, threads=threads, settings=process.participant.run_settings[which]
             )
         except Skipped:
             continue
@@ -290,7 +330,11 @@ def compare_model(source: Path, folder: Path, args: argparse.Namespace, machine:
     packed, conversion = convert(source, folder)
     environment = {"PYINFER_ISA": args.isa} if args.isa else {}
     ours = Participant(OURS, script("engine_pyinfer.py"), packed, environment=environment)
-    participants = [ours, *peers(source, args)]
+    adapters = [
+        make_adapter.write(model.shape, rank, folder / f"{source.stem}.{i}.lora.gguf", seed=i)
+        for i, rank in enumerate(args.lora)
+    ]
+    participants = [with_lora(who, adapters) for who in (ours, *peers(source, args))]
     report: dict[str, Any] = {
         "file": source.name,
         "file_bytes": model.file_bytes,
@@ -306,13 +350,17 @@ def compare_model(source: Path, folder: Path, args: argparse.Namespace, machine:
         report["engines"] = [{**p.about, "settings": p.participant.open_settings} for p in processes]
         machine.isa = str(processes[0].about["isa"])
         report["isa"] = machine.isa
-        report["agreement"] = agreement(processes, args.threads[-1])
+        report["agreement"] = agreement(processes, args.threads[-1], -1)
         series: list[Series] = []
         for case, threads in product(args.cases, args.threads):
             say(f"  {case.name}, {threads} threads")
             series += measure(processes, model, case, threads, args.repeats, machine)
         report["series"] = [s.to_json() for s in series]
         report["ratios"] = all_ratios(series)
+        report["lora"] = {"ranks": args.lora, "overheads": all_overheads(series)}
+        if adapters:
+            report["lora"]["bytes"] = sum(path.stat().st_size for path in adapters)
+            report["lora"]["agreement"] = agreement(processes, args.threads[-1], 0)
         report["counters"] = []
         if args.counters:
             report["counters"] = count_events(processes, [c.name for c in args.cases], args.threads)
@@ -351,11 +399,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--starts", type=int, default=3, help="rounds of starts, 0 for none")
     parser.add_argument("--no-counters", dest="counters", action="store_false")
     parser.add_argument("--isa", help="instruction set that pyinfer must use")
+    parser.add_argument("--lora", default="", metavar="RANKS", help="such as 16 or 16,16,16")
     parser.add_argument("--json", type=Path, help="where to write the result")
     args = parser.parse_args()
     try:
         args.cases = [cases.parse(name) for name in args.cases.split(",") if name]
         args.threads = [int(text) for text in args.threads.split(",")]
+        args.lora = [int(text) for text in args.lora.split(",") if text]
     except ValueError as error:
         parser.error(str(error))
     return args

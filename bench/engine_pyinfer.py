@@ -1,6 +1,6 @@
 """Drives pyinfer's compiled core through `Session.eval`, `Session.step` and `forward`; the Python layer is not timed.
 
-Settings are keyword arguments of `_core.Engine`.
+Settings are keyword arguments of `_core.Engine`, and `lora`: paths of GGUF adapters, all with weight 1.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from driver import Settings
 class Timeline:
     """One session for each sequence."""
 
-    def __init__(self, core: Any, engine: Any, capacity: int, sequences: int) -> None:
+    def __init__(self, core: Any, engine: Any, capacity: int, sequences: int, stack: Any) -> None:
         self._core = core
         self._engine = engine
         self._sessions = [core.Session(engine, capacity) for _ in range(sequences)]
+        for session in self._sessions:
+            session.adapters = stack
         self._logits: NDArray[np.float32] = np.zeros(0, np.float32)
         self.position = 0
 
@@ -79,13 +81,27 @@ class PyInfer(driver.TimelineEngine):
 
     def timeline(self, capacity: int, sequences: int, threads: int, settings: Settings) -> Timeline:
         """Sessions of this size; the same ones if asked again."""
-        if self._engine is None or self._key != (threads, settings):
+        options = {name: value for name, value in settings.items() if name != "lora"}
+        if self._engine is None or self._key != (threads, options):
             self.forget()
-            self._engine = self._core.Engine(self._file, threads=threads, **settings)
-            self._key = (threads, dict(settings))
-        if (capacity, sequences) not in self._timelines:
-            self._timelines[capacity, sequences] = Timeline(self._core, self._engine, capacity, sequences)
-        return self._timelines[capacity, sequences]
+            self._engine = self._core.Engine(self._file, threads=threads, **options)
+            self._key = (threads, options)
+        key = (capacity, sequences, *settings.get("lora", []))
+        if key not in self._timelines:
+            stack = self._packed(settings.get("lora", []))
+            self._timelines[key] = Timeline(self._core, self._engine, capacity, sequences, stack)
+        return self._timelines[key]
+
+    def _packed(self, paths: list[str]) -> Any:
+        """A stack of adapters for the engine; None if there are none."""
+        if not paths:
+            return None
+        from pyinfer.adapters import Adapter
+        from pyinfer.convert.checkpoint import Spec
+        from pyinfer.stack import base_reader, stacked
+
+        weighted = tuple((Adapter.load(path), 1.0) for path in paths)
+        return stacked(weighted, Spec(**self._file.spec), base_reader(self._file)).packed(self._engine)
 
     def forget(self) -> None:
         """Frees all sessions and the engine."""

@@ -42,6 +42,8 @@ class LlamaBench(driver.Engine):
         """Runs a case once; the seconds of its own tokens."""
         if case.kind == "batch":
             raise Unsupported("llama-bench has no batched decode")
+        if "lora" in settings:
+            raise Unsupported("llama-bench takes no adapters")
         prompt, generate = (case.tokens, 0) if case.kind == "prefill" else (0, case.tokens)
         command = [self._binary, "-m", self._model, "-t", str(threads), "-r", "1", "-o", "json", "-ngl", "0"]
         command += ["-p", str(prompt), "-n", str(generate), "-d", str(case.depth)]

@@ -2,7 +2,7 @@
 
 Runs under the interpreter of the environment that holds the peer (`compare.py --peer-python`).
 Settings: `repack` (weights in the kernels' own layout), `flash_attn`, `kv_unified` (one cache for all sequences), each
-0 or 1, and `n_ubatch`, tokens computed at once.
+0 or 1, `n_ubatch`, tokens computed at once, and `lora`, paths of adapters, all with weight 1.
 """
 
 from __future__ import annotations
@@ -39,16 +39,28 @@ class Timeline:
             raise RuntimeError(
                 f"llama.cpp refused a context of {params.n_ctx} tokens with settings {settings}"
             )
+        self._attach(model, settings.get("lora", []))
         self._memory = api.llama_get_memory(self._context)
         self._n_vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
         self._sequences = sequences
         self._batch = api.llama_batch_init(max(N_BATCH, sequences), 0, 1)
         self.position = 0
 
+    def _attach(self, model: Any, paths: list[str]) -> None:
+        self._adapters = [self._api.llama_adapter_lora_init(model, path.encode()) for path in paths]
+        if not all(self._adapters):
+            raise RuntimeError(f"llama.cpp refused an adapter of {paths}")
+        n, attach = len(self._adapters), self._api.llama_set_adapters_lora
+        pointers = (attach.argtypes[1]._type_ * n)(*self._adapters)
+        if n and attach(self._context, pointers, n, (ctypes.c_float * n)(*[1.0] * n)):
+            raise RuntimeError(f"llama.cpp cannot attach {paths}")
+
     def close(self) -> None:
         """Frees the context."""
         self._api.llama_batch_free(self._batch)
         self._api.llama_free(self._context)
+        for adapter in self._adapters:
+            self._api.llama_adapter_lora_free(adapter)
 
     def use_threads(self, threads: int) -> None:
         """Sets the threads of everything that follows."""
@@ -140,7 +152,7 @@ class LlamaCpp(driver.TimelineEngine):
 
     def timeline(self, capacity: int, sequences: int, threads: int, settings: Settings) -> Timeline:
         """A context of this size; the same one if asked again."""
-        key = (capacity, sequences, *sorted(settings.items()))
+        key = (capacity, sequences, repr(sorted(settings.items())))
         if key not in self._timelines:
             self._timelines[key] = Timeline(self._api, self._model, capacity, sequences, settings)
         self._timelines[key].use_threads(threads)

@@ -45,7 +45,11 @@ def share(value: float | None) -> str:
 def settings(values: Row) -> str:
     """Settings in one word each, such as `repack flash_attn`; those that are off are left out."""
     return (
-        " ".join(name if value == 1 else f"{name}={value}" for name, value in values.items() if value)
+        " ".join(
+            name if value == 1 or name == "lora" else f"{name}={value}"
+            for name, value in values.items()
+            if value
+        )
         or "plain"
     )
 
@@ -76,7 +80,7 @@ def speed(model: Row) -> str:
     ]
     rows = []
     for ratio in model["ratios"]:
-        ours = find(model["series"], ratio, ratio["engine"], None)
+        ours = find(model["series"], ratio, ratio["engine"], ratio.get("settings"))
         theirs = find(model["series"], ratio, ratio["peer"], ratio["peer_settings"])
         spread = f"{ratio['low']:.2f}–{ratio['high']:.2f}"
         left = [ratio["case"], str(ratio["threads"]), figure(ours["median"]), share(ours["share_of_limit"])]
@@ -89,6 +93,19 @@ def speed(model: Row) -> str:
             [s["case"], str(s["threads"]), s["engine"], figure(s["median"]), share(s["share_of_limit"])]
         )
     return table(["case", "threads", "engine", "tokens/s", "of limit"], rows)
+
+
+def adapters(model: Row) -> str:
+    """What adapters cost each engine."""
+    head = ["case", "threads", "engine", "without", "with", "cost", "spread"]
+    rows = []
+    for one in model["lora"]["overheads"]:
+        spread = f"{1 / one['high'] - 1:.1%} to {1 / one['low'] - 1:.1%}"
+        speeds = [figure(one["bare"]), figure(one["speed"])]
+        rows.append(
+            [one["case"], str(one["threads"]), one["engine"], *speeds, f"{1 / one['median'] - 1:.1%}", spread]
+        )
+    return table(head, rows)
 
 
 def starts(model: Row) -> str:
@@ -166,6 +183,7 @@ def render(report: Row) -> str:
     parts = [f"{head}; commit {report['commit'] or 'unknown'}"]
     for model in report["models"]:
         parts += [f"### {model['file']}", facts(model), speed(model)]
+        parts += [adapters(model)] if model.get("lora", {}).get("overheads") else []
         parts += [starts(model)] if model["starts"] else []
         parts += [events(model)] if model["counters"] else []
     parts += ["### Limits of the machine", limit_table(report)]

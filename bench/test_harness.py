@@ -13,9 +13,11 @@ import pytest
 from gguf import GGUFReader, dequantize
 
 import cases
+import compare
 import driver
 import gguf_model
 import limits
+import make_adapter
 import make_model
 import peer_llama_bench
 import plot
@@ -220,6 +222,28 @@ def test_ratio_is_taken_round_by_round() -> None:
     assert results.best([slow, theirs, dropped], "peer") is theirs
     found = results.ratio(ours, theirs)
     assert (found["median"], found["low"], found["high"], found["rounds"]) == (3.0, 2.0, 4.0, 3)
+
+
+def test_adapters_are_compared_with_the_same_engine_without() -> None:
+    lora = {"lora": ["a.gguf"]}
+    bare = Series("decode-128", 2, "pyinfer", {}, [20.0, 40.0, 30.0])
+    adapted = Series("decode-128", 2, "pyinfer", lora, [10.0, 20.0, 24.0])
+    peer = Series("decode-128", 2, "peer", {"repack": 1, **lora}, [5.0, 5.0, 5.0])
+    assert [(one["engine"], one["median"]) for one in compare.all_overheads([bare, adapted, peer])] == [
+        ("pyinfer", 0.5)
+    ]
+    ratios = compare.all_ratios([bare, adapted, peer])
+    assert [(one["settings"], one["median"]) for one in ratios] == [(lora, 4.0)]
+
+
+def test_adapter_changes_every_matrix_of_the_layers(tmp_path: Path) -> None:
+    reader = GGUFReader(make_adapter.write(TINY, 3, tmp_path / "adapter.gguf"))
+    shapes = {tensor.name: tuple(map(int, tensor.shape)) for tensor in reader.tensors}
+    for layer in range(TINY.n_layers):
+        for name, rows, cols in TINY.matrices(layer):
+            assert shapes.pop(f"{name}.lora_a") == (cols, 3)
+            assert shapes.pop(f"{name}.lora_b") == (3, rows)
+    assert not shapes
 
 
 def test_peak_of_an_instruction_set_that_was_not_measured() -> None:

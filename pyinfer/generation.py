@@ -47,7 +47,7 @@ class Request:
     logprobs: int | None = None
     processors: tuple[Processor, ...] = ()
     overlay: Overlay = BARE
-    """The adapters that the answer is made with."""
+    """The adapters to answer with, which whoever takes the timeline puts on it."""
 
 
 @dataclass
@@ -153,7 +153,6 @@ def _steps(timeline: Timeline, request: Request, clock: _Clock) -> Iterator[tupl
     sampler = _core.Sampler(request.n_vocab, request.sampling.for_core())
     for token in request.prompt[max(0, len(request.prompt) - request.sampling.penalty_window) :]:
         sampler.accept(token)
-    timeline.use(request.overlay)
     clock.held, rows = timeline.replace(request.prompt, "last")
     logits = rows[-1]
     clock.prefilled()

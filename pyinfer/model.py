@@ -316,6 +316,7 @@ class Model(Answering):
 
     def _streamed(self, request: Request) -> Stream:
         timeline = self._lend()
+        timeline.use(request.overlay)
         return Stream(timeline, chunks(timeline, self.tokenizer, request), self._take_back)
 
     def _lend(self) -> Timeline:

@@ -108,6 +108,7 @@ class Session(Answering):
         """Continues a prompt, chunk by chunk."""
         request = self._model.request(prompt, self.context, options, self._stack)
         self._timeline.acquire()
+        self._timeline.use(request.overlay)
         return self._opened(chunks(self._timeline, self._model.tokenizer, request))
 
     def chat_stream(self, messages: Turn, **options: Unpack[Options]) -> Stream:
@@ -120,6 +121,7 @@ class Session(Answering):
         except BaseException:
             self._timeline.release()
             raise
+        self._timeline.use(request.overlay)
         return self._opened(self._conversed(whole, request))
 
     def _opened(self, pieces: Chunks) -> Stream:

@@ -75,6 +75,7 @@ class Timeline:
                 raise RequestError("the session is closed")
             self._running, self._cancelled = True, False
             self.operation += 1
+            del self._under[len(self._evaluated) :]  # as below
             if self._core.position > len(
                 self._evaluated
             ):  # an exception came between a step and the note of it
@@ -189,8 +190,8 @@ class Timeline:
         token = self._picked[0]
         logits = self._run(lambda core: core.step(token))
         self._picked = []
-        self._evaluated.append(token)
         self._under.append(self._overlay.number)
+        self._evaluated.append(token)
         return logits
 
     def _evaluate(self, tokens: Sequence[int], rows: Rows) -> NDArray[np.float32]:
@@ -200,8 +201,8 @@ class Timeline:
             return self._run(lambda core: core.eval(ids, rows))
         finally:
             done = self._open().position - start
-            self._evaluated += (int(token) for token in tokens[:done])
             self._under += [self._overlay.number] * done
+            self._evaluated += [int(token) for token in tokens[:done]]
 
     def _run(self, work: Callable[[_core.Session], T]) -> T:
         """Runs one step of the core. A cancel that came too late for the last operation does not end this one."""

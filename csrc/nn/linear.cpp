@@ -151,9 +151,10 @@ void multiply_target(const Workspace& w, const LinearInput& input, const LowRank
   }
 }
 
-// What adapters make of one tile of products with one panel.
-void adapt_tile(const LowRankJob& low, const PackedInput& packed, size_t target, size_t panel, size_t tile, float* out) {
-  const AdaptedTiles tiles{target, packed.first_row(panel), static_cast<size_t>(packed.rows_of(panel)), tile, tile + 1, out, kTile};
+// What adapters make of the products of tiles [begin, end) with one panel.
+void adapt(const LowRankJob& low, const PackedInput& packed, size_t target, size_t panel, size_t begin, size_t end, float* out,
+           size_t stride) {
+  const AdaptedTiles tiles{target, packed.first_row(panel), static_cast<size_t>(packed.rows_of(panel)), begin, end, out, stride};
   low.apply_gain(tiles);
   low.add(tiles);
 }
@@ -183,6 +184,7 @@ void linear(Workspace& w, const LinearInput& input, std::initializer_list<Linear
 }
 
 void linear_swiglu(Workspace& w, const LinearInput& input, const Matrix& gate, const Matrix& up, float* out, size_t stride) {
+  constexpr size_t kCols = Workspace::kOwnTileCols;
   const int gate_kind = kind_of(gate, input), up_kind = kind_of(up, input);
   LowRankJob low(w, input);
   const PackedInput packed(w, input, gate_kind == 0 || up_kind == 0, gate_kind == 1 || up_kind == 1);
@@ -191,15 +193,18 @@ void linear_swiglu(Workspace& w, const LinearInput& input, const Matrix& gate, c
     float* upped = own_tile(w, thread, 1);
     low.prefetch(0, begin, end);
     low.prefetch(1, begin, end);
-    for (size_t tile = begin; tile < end; ++tile) {
+    // With one panel several tiles at a time, since a call for one costs as much as its adapters; else the weights of one stay at hand.
+    const size_t at_once = packed.n_panels() == 1 ? kCols / kTile : 1;
+    for (size_t tile = begin; tile < end; tile += at_once) {
+      const size_t last = std::min(tile + at_once, end);
       for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
-        multiply(w, packed, gate, gate_kind, panel, tile, tile + 1, thread, gated, kTile, false);
-        multiply(w, packed, up, up_kind, panel, tile, tile + 1, thread, upped, kTile, false);
-        adapt_tile(low, packed, 0, panel, tile, gated);
-        adapt_tile(low, packed, 1, panel, tile, upped);
+        multiply(w, packed, gate, gate_kind, panel, tile, last, thread, gated, kCols, false);
+        multiply(w, packed, up, up_kind, panel, tile, last, thread, upped, kCols, false);
+        adapt(low, packed, 0, panel, tile, last, gated, kCols);
+        adapt(low, packed, 1, panel, tile, last, upped, kCols);
         float* to = out + packed.first_row(panel) * stride + tile * kTile;
-        for (int r = 0; r < packed.rows_of(panel); ++r) {
-          w.kernels.swiglu(gated + r * kTile, upped + r * kTile, kTile, to + static_cast<size_t>(r) * stride);
+        for (size_t r = 0; r < static_cast<size_t>(packed.rows_of(panel)); ++r) {
+          w.kernels.swiglu(gated + r * kCols, upped + r * kCols, (last - tile) * kTile, to + r * stride);
         }
       }
     }
@@ -217,7 +222,7 @@ void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weight
       const size_t n = std::min(kTile, weights.rows - tile * kTile);
       for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
         multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, result, kTile, false);
-        adapt_tile(low, packed, 0, panel, tile, result);
+        adapt(low, packed, 0, panel, tile, tile + 1, result, kTile);
         float* const* to = rows + packed.first_row(panel);
         for (int r = 0; r < packed.rows_of(panel); ++r) std::memcpy(to[r] + tile * kTile, result + r * kTile, n * sizeof(float));
       }

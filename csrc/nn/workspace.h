@@ -85,7 +85,7 @@ struct Workspace {
   std::atomic<uint32_t>* low_rank_done;   // (max_rows) parts done of each piece's t
 
   size_t bytes() const { return memory_.size(); }
-  static constexpr size_t kOwnTileCols = 16;
+  static constexpr size_t kOwnTileCols = 128;
 
  private:
   void allocate(const WorkspaceShape& shape);

@@ -29,7 +29,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights came from: `kind` is `gguf`, `huggingface` or `llama2c`."""
+    """Where the weights came from: `kind` is `gguf`, `huggingface`, `llama2c`, or `model.bin` for a merged one."""
 
     kind: str
     files: tuple[SourceFile, ...]

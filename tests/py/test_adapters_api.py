@@ -167,6 +167,15 @@ def test_a_swap_in_an_answer_takes_effect_at_the_next_token(
     assert tuple(got) != plain
 
 
+def test_a_swap_before_the_first_token_is_for_the_whole_answer(
+    own: Model, adapters: tuple[Adapter, Adapter]
+) -> None:
+    with own.session() as session:
+        stream = session.stream(TOKENS, **PROMPT)
+        session.adapters = [adapters[0]]
+        assert stream.finish().tokens == own.generate(TOKENS, adapters=[adapters[0]], **PROMPT).tokens
+
+
 def _greedy(model: Model, adapters: tuple[Adapter, Adapter], plain_steps: int) -> list[int]:
     """The answer whose first tokens were picked without and the others with the first adapter, in the core alone."""
     core = pyinfer._core

@@ -9,7 +9,13 @@ from lora_golden import CASES, Case, base_weights, named
 from reference.llama import kl
 
 MOST_KL = 1e-10  # PEFT computes in float32
-PLAIN = ("untied", "tied", "alora_uninvoked", "stack_zero", "stack_cancels")  # in these an adapter changes nothing
+PLAIN = (
+    "untied",
+    "tied",
+    "alora_uninvoked",
+    "stack_zero",
+    "stack_cancels",
+)  # in these an adapter changes nothing
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

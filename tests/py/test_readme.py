@@ -45,7 +45,7 @@ def test_the_first_two_commands_install_and_test() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A place like the root of the project, where commands may leave files."""
     path = tmp_path_factory.mktemp("readme")
-    for name in ("README.md", "models", "tests"):
+    for name in ("README.md", "examples", "models", "tests"):
         (path / name).symlink_to(ROOT / name)
     return path
 
