@@ -92,6 +92,8 @@ def load(
     if merge:
         from pyinfer import merging
 
+        if not adapters:
+            raise RequestError("merge: expected adapters to merge, found none")
         path = merging.merged(source, merging.loaded(adapters), progress=progress)
         return Model(path, threads=threads, context=context, activations=chosen, kv=kv)
     path = hub.resolve(source, progress=progress)

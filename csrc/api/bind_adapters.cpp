@@ -57,11 +57,13 @@ void check_keys(const py::dict& from, std::initializer_list<const char*> known, 
 
 template <class T>
 T required(const py::dict& from, const char* key, const char* what) {
-  if (!from.contains(key)) throw Error(ErrorKind::request, std::string(what) + ": expected the key " + key + ", found none");
+  if (!from.contains(key))
+    throw Error(ErrorKind::request, std::string(what) + ": expected the key " + key + ", found none");
   try {
     return from[key].cast<T>();
   } catch (const py::cast_error&) {
-    throw Error(ErrorKind::request, std::string(what) + ": expected a proper " + key + ", found " + std::string(py::repr(from[key])));
+    throw Error(ErrorKind::request,
+                std::string(what) + ": expected a proper " + key + ", found " + std::string(py::repr(from[key])));
   }
 }
 
@@ -89,10 +91,12 @@ ReplacedTensor replaced_of(const py::dict& from, Arrays& arrays) {
   check_keys(from, {"role", "layer", "values", "format"}, "replaced");
   const auto role = required<std::string>(from, "role", "replaced");
   const auto format = from.contains("format") ? required<std::string>(from, "format", "replaced") : "f32";
-  return {role, required<int64_t>(from, "layer", "replaced"), format_named(format, role), arrays.view(from, "values", true, role)};
+  return {role, required<int64_t>(from, "layer", "replaced"), format_named(format, role),
+          arrays.view(from, "values", true, role)};
 }
 
-std::shared_ptr<AdapterSet> make_set(std::shared_ptr<Engine> engine, const py::sequence& modules, const py::sequence& replaced) {
+std::shared_ptr<AdapterSet> make_set(std::shared_ptr<Engine> engine, const py::sequence& modules,
+                                     const py::sequence& replaced) {
   if (engine == nullptr) throw Error(ErrorKind::request, "engine: expected one, found None");
   Arrays arrays;
   std::vector<AdapterModule> linears;

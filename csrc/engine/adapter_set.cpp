@@ -42,16 +42,26 @@ std::pair<Role, uint32_t> find_place(const ModelSpec& spec, const std::string& r
 std::pair<size_t, size_t> input_of(Role role, uint32_t layer, const ModelSpec& spec) {
   const size_t first = size_t{layer} * Adapters::kInputsPerLayer;
   switch (role) {
-    case Role::q: return {first + Adapters::qkv, 0};
-    case Role::k: return {first + Adapters::qkv, 1};
-    case Role::v: return {first + Adapters::qkv, 2};
-    case Role::o: return {first + Adapters::o, 0};
-    case Role::gate: return {first + Adapters::gate_up, 0};
-    case Role::up: return {first + Adapters::gate_up, 1};
-    case Role::down: return {first + Adapters::down, 0};
-    case Role::head: return {Adapters::head_input(spec.n_layers), 0};
-    case Role::embedding: return {Adapters::embedding_input(spec.n_layers), 0};
-    default: refuse("role of an adapter", "a linear, the head or the embedding", role_name(role));
+    case Role::q:
+      return {first + Adapters::qkv, 0};
+    case Role::k:
+      return {first + Adapters::qkv, 1};
+    case Role::v:
+      return {first + Adapters::qkv, 2};
+    case Role::o:
+      return {first + Adapters::o, 0};
+    case Role::gate:
+      return {first + Adapters::gate_up, 0};
+    case Role::up:
+      return {first + Adapters::gate_up, 1};
+    case Role::down:
+      return {first + Adapters::down, 0};
+    case Role::head:
+      return {Adapters::head_input(spec.n_layers), 0};
+    case Role::embedding:
+      return {Adapters::embedding_input(spec.n_layers), 0};
+    default:
+      refuse("role of an adapter", "a linear, the head or the embedding", role_name(role));
   }
 }
 
@@ -70,13 +80,15 @@ void check_finite(const std::string& where, const AdapterValues& values) {
   for (size_t i = 0; i < values.rows * values.cols; ++i) {
     const float value = value_at(values, i);
     if (std::isfinite(value)) continue;
-    refuse(where, "finite values", std::to_string(value) + " at row " + text(i / values.cols) + ", column " + text(i % values.cols));
+    refuse(where, "finite values",
+           std::to_string(value) + " at row " + text(i / values.cols) + ", column " + text(i % values.cols));
   }
 }
 
 void check_values(const std::string& where, const AdapterValues& values, size_t rows, size_t cols) {
   if (values.data == nullptr) return;
-  if (values.rows != rows || values.cols != cols) refuse(where, "shape " + shape_text(rows, cols), shape_text(values.rows, values.cols));
+  if (values.rows != rows || values.cols != cols)
+    refuse(where, "shape " + shape_text(rows, cols), shape_text(values.rows, values.cols));
   check_finite(where, values);
 }
 
@@ -87,7 +99,8 @@ void put_rows(const uint8_t* from, size_t rows, size_t cols, bool transposed, si
   const size_t row_step = transposed ? 1 : cols, col_step = transposed ? rows : 1;
   for (size_t row = 0; row < rows; ++row) {
     T* tile = tiles + (first + row) / kTile * to.n_groups * kTile * kFloatGroupCols + (first + row) % kTile;
-    for (size_t col = 0; col < cols; ++col) std::memcpy(tile + col * kTile, from + (row * row_step + col * col_step) * sizeof(T), sizeof(T));
+    for (size_t col = 0; col < cols; ++col)
+      std::memcpy(tile + col * kTile, from + (row * row_step + col * col_step) * sizeof(T), sizeof(T));
   }
 }
 
@@ -118,8 +131,8 @@ struct AdapterSet::Part {
   const AdapterModule& module;
   size_t input;
   size_t target;
-  size_t rows;    // outputs
-  size_t cols;    // inputs
+  size_t rows;  // outputs
+  size_t cols;  // inputs
   std::string name;
 
   bool is_embedding(const ModelSpec& spec) const { return input == Adapters::embedding_input(spec.n_layers); }
@@ -130,7 +143,11 @@ struct AdapterSet::Part {
     const auto [input, target] = input_of(role, layer, spec);
     const RoleShape shape = shape_of(role, spec);
     const bool turned = role == Role::embedding;  // its input is the token
-    Part part{module, input, target, turned ? shape.cols : shape.rows, turned ? shape.rows : shape.cols,
+    Part part{module,
+              input,
+              target,
+              turned ? shape.cols : shape.rows,
+              turned ? shape.rows : shape.cols,
               place_name(module.role, module.layer)};
     part.check();
     return part;
@@ -138,7 +155,8 @@ struct AdapterSet::Part {
 
   void check() const {
     const AdapterModule& m = module;
-    if ((m.a.data == nullptr) != (m.b.data == nullptr)) refuse(name, "both a and b or neither", m.a.data == nullptr ? "b alone" : "a alone");
+    if ((m.a.data == nullptr) != (m.b.data == nullptr))
+      refuse(name, "both a and b or neither", m.a.data == nullptr ? "b alone" : "a alone");
     if (m.a.data == nullptr && m.scale.data != nullptr) refuse(name, "scale only with a and b", "it alone");
     if (m.a.data != nullptr && rank() == 0) refuse(name + ", a", "a rank of at least 1", "0");
     check_values(name + ", a", m.a, rank(), cols);
@@ -168,7 +186,8 @@ struct AdapterSet::Stand {
   Format format() const { return shape.vector ? Format::vector : tensor.format; }
 };
 
-AdapterSet::AdapterSet(std::shared_ptr<Engine> engine, std::span<const AdapterModule> modules, std::span<const ReplacedTensor> replaced)
+AdapterSet::AdapterSet(std::shared_ptr<Engine> engine, std::span<const AdapterModule> modules,
+                       std::span<const ReplacedTensor> replaced)
     : engine_(std::move(engine)), touches_linears_(!modules.empty()) {
   const ModelSpec& spec = engine_->spec();
   std::vector<Part> parts;
@@ -177,7 +196,8 @@ AdapterSet::AdapterSet(std::shared_ptr<Engine> engine, std::span<const AdapterMo
   std::set<std::pair<Role, uint32_t>> roles;
   for (const AdapterModule& module : modules) {
     parts.push_back(Part::find(module, spec));
-    if (!places.insert({parts.back().input, parts.back().target}).second) refuse(parts.back().name, "one module", "two");
+    if (!places.insert({parts.back().input, parts.back().target}).second)
+      refuse(parts.back().name, "one module", "two");
   }
   for (const ReplacedTensor& tensor : replaced) {
     stands.push_back(Stand::find(tensor, spec));
@@ -212,7 +232,8 @@ void AdapterSet::lay_out(std::span<const Part> parts, std::span<const Stand> sta
     inputs_[number] = {};
     if (!sharing.empty()) lay_out_input(sharing, inputs_[number], layout);
   }
-  for (const Stand& stand : stands) stand.bytes = layout.take<uint8_t>(packed_bytes(stand.format(), stand.shape.rows, stand.shape.cols));
+  for (const Stand& stand : stands)
+    stand.bytes = layout.take<uint8_t>(packed_bytes(stand.format(), stand.shape.rows, stand.shape.cols));
 }
 
 // Room for the parts of one input. Their A's stand in one matrix, each from a multiple of 4 rows on, so that its t is whole column groups
@@ -233,7 +254,8 @@ void AdapterSet::lay_out_input(std::span<const Part> parts, AdaptedInput& input,
   if (ranks > 0) {
     const bool embedding = parts[0].is_embedding(engine_->spec());
     input.scale = layout.take<float>(round_up(ranks, kTile));
-    input.a = embedding ? take_matrix(layout, format, parts[0].cols, ranks) : take_matrix(layout, format, ranks, parts[0].cols);
+    input.a = embedding ? take_matrix(layout, format, parts[0].cols, ranks)
+                        : take_matrix(layout, format, ranks, parts[0].cols);
   }
   for (const Part& part : parts) {
     const AdapterModule& m = part.module;

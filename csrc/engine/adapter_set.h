@@ -42,7 +42,8 @@ struct ReplacedTensor {
 class AdapterSet {
  public:
   // Copies what it is given. Throws request errors that name role, layer, expected and found; a memory error if there is no room.
-  AdapterSet(std::shared_ptr<Engine> engine, std::span<const AdapterModule> modules, std::span<const ReplacedTensor> replaced);
+  AdapterSet(std::shared_ptr<Engine> engine, std::span<const AdapterModule> modules,
+             std::span<const ReplacedTensor> replaced);
 
   const Engine& engine() const { return *engine_; }
   // What rows run with, or nullptr where the set changes no linear.
@@ -52,8 +53,8 @@ class AdapterSet {
   size_t bytes() const { return memory_.size(); }
 
  private:
-  struct Part;     // a module with its place
-  struct Stand;    // a replaced tensor with its place
+  struct Part;   // a module with its place
+  struct Stand;  // a replaced tensor with its place
 
   void lay_out(std::span<const Part> parts, std::span<const Stand> stands, Layout& layout);
   void lay_out_input(std::span<const Part> parts, AdaptedInput& input, Layout& layout);

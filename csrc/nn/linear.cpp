@@ -87,7 +87,7 @@ template <class Body>
 void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t n_tiles, size_t tile_bytes, const Body& body) {
   const size_t threads = static_cast<size_t>(w.pool.n_threads());
   const size_t fair = std::max<size_t>(1, n_tiles / (threads * 6));
-  const size_t grain = std::min(fair, std::max<size_t>(1, kRunBytes / tile_bytes));
+  const size_t grain = packed.n_panels() == 1 ? fair : std::min(fair, std::max<size_t>(1, kRunBytes / tile_bytes));
   bool ready[ThreadPool::kMaxThreads] = {};
   w.pool.run(n_tiles, grain, [&](size_t begin, size_t end, int thread) {
     if (!ready[thread]) {

@@ -12,16 +12,20 @@ constexpr size_t kTile = 16;
 
 // The pieces among rows [first_row, first_row + n_rows).
 std::span<const Piece> pieces_in(std::span<const Piece> pieces, size_t first_row, size_t n_rows) {
-  if (pieces.size() == 1) return pieces.first(pieces[0].first_row - first_row < n_rows ? 1 : 0);  // decode: as quick as can be
+  if (pieces.size() == 1)
+    return pieces.first(pieces[0].first_row - first_row < n_rows ? 1 : 0);  // decode: as quick as can be
   const auto starts_before = [](size_t row) { return [row](const Piece& piece) { return piece.first_row < row; }; };
   const auto from = std::partition_point(pieces.begin(), pieces.end(), starts_before(first_row));
   return {from, std::partition_point(from, pieces.end(), starts_before(first_row + n_rows))};
 }
 
-Matmul matmul_of(const Workspace& w, const Matrix& matrix) { return w.kernels.matmul_f32[static_cast<size_t>(matrix.format)]; }
+Matmul matmul_of(const Workspace& w, const Matrix& matrix) {
+  return w.kernels.matmul_f32[static_cast<size_t>(matrix.format)];
+}
 
 // Tiles [begin, end) of B times t, onto `out`.
-void add_product(const Workspace& w, const LowRank& low, const float* t, size_t n_rows, size_t begin, size_t end, float* out, size_t stride) {
+void add_product(const Workspace& w, const LowRank& low, const float* t, size_t n_rows, size_t begin, size_t end,
+                 float* out, size_t stride) {
   const MatmulArgs args{low.b.tiles + begin * low.b.tile_bytes,
                         end - begin,
                         low.b.tile_bytes,
@@ -56,7 +60,8 @@ LowRankJob::LowRankJob(Workspace& w, const LinearInput& input)
 void LowRankJob::help(int thread) {
   const size_t units = n_chunks_ * n_tiles_;
   while (next_.load(std::memory_order_relaxed) < n_parts_) {
-    const size_t begin = next_.fetch_add(at_once_, std::memory_order_relaxed), end = std::min(begin + at_once_, n_parts_);
+    const size_t begin = next_.fetch_add(at_once_, std::memory_order_relaxed),
+                 end = std::min(begin + at_once_, n_parts_);
     for (size_t i = begin; i < end; ++i) multiply(i / units, i % units / n_tiles_, i % n_tiles_, thread);
   }
 }
@@ -131,13 +136,15 @@ void LowRankJob::prefetch(size_t target, size_t begin, size_t end) const {
   if (input_.pieces.size() != 1) return;  // more of them than fit a cache, or what one has read serves the next
   const LowRank& low = adapted(input_.pieces[0]).targets[target];
   if (low.b.tiles == nullptr) return;
-  for (size_t at = begin * low.b.tile_bytes; at < end * low.b.tile_bytes; at += 64) __builtin_prefetch(low.b.tiles + at);
+  for (size_t at = begin * low.b.tile_bytes; at < end * low.b.tile_bytes; at += 64)
+    __builtin_prefetch(low.b.tiles + at);
 }
 
 bool LowRankJob::has_gain(size_t target, size_t first_row, size_t n_rows) const {
   if (!has_gains_) return false;
   const auto pieces = pieces_in(input_.pieces, first_row, n_rows);
-  return std::any_of(pieces.begin(), pieces.end(), [&](const Piece& piece) { return adapted(piece).targets[target].gain != nullptr; });
+  return std::any_of(pieces.begin(), pieces.end(),
+                     [&](const Piece& piece) { return adapted(piece).targets[target].gain != nullptr; });
 }
 
 void LowRankJob::apply_gain(const AdaptedTiles& tiles) const {
@@ -161,7 +168,8 @@ void LowRankJob::add(const AdaptedTiles& tiles) const {
     const float* t = w_.low_rank_t + piece.first_row * w_.low_rank;
     if (low.b.tiles != nullptr) add_product(w_, low, t, piece.n_rows, tiles.begin, tiles.end, out, tiles.stride);
     for (size_t r = 0; low.bias != nullptr && r < piece.n_rows; ++r) {
-      for (size_t i = 0; i < (tiles.end - tiles.begin) * kTile; ++i) out[r * tiles.stride + i] += low.bias[tiles.begin * kTile + i];
+      for (size_t i = 0; i < (tiles.end - tiles.begin) * kTile; ++i)
+        out[r * tiles.stride + i] += low.bias[tiles.begin * kTile + i];
     }
   }
 }

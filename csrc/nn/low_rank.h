@@ -53,13 +53,13 @@ class LowRankJob {
   Workspace& w_;
   const LinearInput& input_;
   size_t n_chunks_;
-  size_t n_tiles_ = 0;                           // of the largest A
+  size_t n_tiles_ = 0;  // of the largest A
   size_t n_parts_;
   bool has_gains_ = false;
-  size_t at_once_;                               // parts that a thread takes at a time
-  size_t packed_[ThreadPool::kMaxThreads];       // 1 + the piece whose panel a thread holds; set where there are parts
-  std::atomic<size_t> next_{0};                  // part to be taken
-  std::atomic<size_t> n_unfinished_{0};          // pieces without t
+  size_t at_once_;                          // parts that a thread takes at a time
+  size_t packed_[ThreadPool::kMaxThreads];  // 1 + the piece whose panel a thread holds; set where there are parts
+  std::atomic<size_t> next_{0};             // part to be taken
+  std::atomic<size_t> n_unfinished_{0};     // pieces without t
 };
 
 // out = embedding of a token with its stack; `out` (cols, to whole tiles) holds the base's. `row` is the row's number in the step.

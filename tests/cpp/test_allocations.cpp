@@ -110,7 +110,8 @@ TEST(allocations, none_with_adapters) {
   const auto engine = std::make_shared<Engine>(std::make_shared<const ModelFile>(file.path()), 3, Activations::int8);
   const std::vector<float> ones(48 * 5, 1.0f);
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(ones.data());
-  const std::vector<AdapterModule> modules = {{"q", 0, {Format::f32, 5, 48, bytes}, {Format::f32, 48, 5, bytes}, {}, {}, {}}};
+  const std::vector<AdapterModule> modules = {
+      {"q", 0, {Format::f32, 5, 48, bytes}, {Format::f32, 48, 5, bytes}, {}, {}, {}}};
   const std::vector<ReplacedTensor> replaced = {{"final_norm", -1, Format::f32, {Format::f32, 1, 48, bytes}}};
   Session one(engine, 1000), other(engine, 1000);
   const auto plain = std::make_shared<AdapterSet>(engine, modules, std::vector<ReplacedTensor>());

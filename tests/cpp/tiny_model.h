@@ -226,7 +226,8 @@ class Reference {
       : model_(model), int8_(int8), keys_(model.shape.n_layers), values_(model.shape.n_layers) {}
 
   // What a stack of adapters makes of a linear: turns W x into its outputs; the embedding's x is the token alone.
-  using Adapt = std::function<void(Role role, std::uint32_t layer, const std::vector<double>& x, std::vector<double>& out)>;
+  using Adapt =
+      std::function<void(Role role, std::uint32_t layer, const std::vector<double>& x, std::vector<double>& out)>;
   Adapt adapt = [](Role, std::uint32_t, const std::vector<double>&, std::vector<double>&) {};
 
   // The logits (n_vocab) after one more token.

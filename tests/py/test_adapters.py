@@ -211,6 +211,57 @@ def test_a_model_is_not_an_adapter(tmp_path: Path) -> None:
         Adapter.load(path)
 
 
+GGUF_KEYS = {
+    "general.type": "adapter",
+    "general.architecture": "llama",
+    "adapter.type": "lora",
+    "adapter.lora.alpha": 8.0,
+}
+
+
+def gguf_adapter(path: Path, keys: dict[str, Any], names: tuple[str, ...]) -> Path:
+    """An adapter of rank 2 whose tensors have these names, all with 64 columns or rows."""
+    shapes = {name: (2, 64) if name.endswith("a") else (64, 2) for name in names}
+    ones = {
+        name: gguf_writer.float_bytes("F32", np.ones(shape, np.float32)) for name, shape in shapes.items()
+    }
+    made = [gguf_writer.Tensor(name, "F32", *shapes[name], data) for name, data in ones.items()]
+    return gguf_writer.write_gguf(path, GGUF_KEYS | keys, made)
+
+
+PAIR = ("blk.0.attn_q.weight.lora_a", "blk.0.attn_q.weight.lora_b")
+
+
+@pytest.mark.parametrize(("alpha", "scaling"), [(8.0, 4.0), (0.0, 1.0), (-3.0, -1.5)])
+def test_scaling_of_gguf_is_alpha_over_rank(tmp_path: Path, alpha: float, scaling: float) -> None:
+    path = gguf_adapter(tmp_path / "a.gguf", {"adapter.lora.alpha": alpha}, PAIR)
+    (change,) = Adapter.load(path).source.changes
+    assert (change.role, change.layer, change.rank, change.scaling) == ("q", 0, 2, scaling)
+
+
+@pytest.mark.parametrize(
+    ("keys", "names", "words"),
+    [
+        ({"adapter.type": "vera"}, PAIR, "adapter.type"),
+        ({"general.architecture": "gpt2"}, PAIR, "general.architecture"),
+        ({"adapter.alora.invocation_tokens": [1, 2]}, PAIR, "adapter.alora.invocation_tokens"),
+        ({"adapter.lora.alpha": float("nan")}, PAIR, "adapter.lora.alpha"),
+        ({"adapter.lora.alpha": "8"}, PAIR, "adapter.lora.alpha"),
+        ({}, PAIR[:1], "expected blk.0.attn_q.weight.lora_b"),
+        ({}, ("blk.0.attn_norm.weight.lora_a", "blk.0.attn_norm.weight.lora_b"), "attn_norm"),
+        ({}, ("blk.0.ssm.weight.lora_a", "blk.0.ssm.weight.lora_b"), "ssm"),
+        ({}, (*PAIR, "output_norm.weight"), "output_norm.weight"),
+        ({}, (), "expected tensors"),
+    ],
+)
+def test_gguf_adapters_are_honoured_or_refused(
+    tmp_path: Path, keys: dict[str, Any], names: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(ModelFileError) as refused:
+        Adapter.load(gguf_adapter(tmp_path / "a.gguf", keys, names))
+    assert words in str(refused.value)
+
+
 # Files that are cut or hostile
 
 

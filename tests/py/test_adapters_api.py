@@ -270,6 +270,11 @@ def test_merged_at_load_is_attached(
     assert len(list((tmp_path / "models").glob("*.bin"))) == 1
 
 
+def test_there_is_something_to_merge(stories_model_bin: Path) -> None:
+    with pytest.raises(RequestError, match="expected adapters to merge"):
+        load(stories_model_bin, merge=True)
+
+
 @pytest.mark.parametrize("kind", ["dora", "embedding", "saved_norms", "tied_tokens", "tied_head", "stack"])
 def test_merging_from_floats_and_from_a_model_file(kind: str, tmp_path: Path) -> None:
     case = named(kind)
