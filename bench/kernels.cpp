@@ -103,7 +103,8 @@ Bench attend(const Kernels& kernels, int n_rows, int depth) {
   state->cache = AnonymousMemory(n_pages * kOthers * head_halves * sizeof(uint16_t));
   auto* halves = reinterpret_cast<uint16_t*>(state->cache.data());
   for (size_t i = 0; i < n_pages * kOthers * head_halves; ++i) halves[i] = static_cast<uint16_t>(0x3000 + i % 509);
-  for (size_t i = 0; i < n_pages; ++i) state->pages.push_back(state->cache.data() + i * kOthers * head_halves * sizeof(uint16_t));
+  for (size_t i = 0; i < n_pages; ++i)
+    state->pages.push_back(state->cache.data() + i * kOthers * head_halves * sizeof(uint16_t));
   const size_t stride = kHeads * kDim;
   state->q = random_values(static_cast<size_t>(n_rows) * stride);
   state->out = Buffer<float>(static_cast<size_t>(n_rows) * stride);

@@ -116,7 +116,7 @@ FloatBits = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
 """Values of an adapter in its own type: float32, float16, or uint16 for the bits of bfloat16."""
 
 class AdapterModule(TypedDict, total=False):
-    """What a stack of adapters does to one linear: y = gain * (W x) + B (scale * (A x)) + bias. Absent or None: left out."""
+    """What a stack does to one linear: y = gain * (W x) + B (scale * (A x)) + bias. Absent or None: left out."""
 
     role: str  # required: q, k, v, o, gate, up, down, head or embedding
     layer: int  # required: -1 for head and embedding
@@ -139,10 +139,11 @@ class ReplacedTensor(TypedDict, total=False):
     format: str  # of a matrix: one of FORMATS, by default f32
 
 class AdapterSet:
-    """A stack of adapters, packed for one engine: immutable, shared by any number of sessions, freed with the last of them.
+    """A stack of adapters, packed for one engine: immutable, shared by any number of sessions, freed with the last.
 
-    Raises RequestError that names role, layer, expected and found where a shape, a type or a value does not fit. Sessions with sets
-    that replace tensors run in a pass of their own; all others share one pass over the base's weights.
+    Raises RequestError that names role, layer, expected and found where a shape, a type or a value does not fit.
+    Sessions with sets that replace tensors run in a pass of their own; all others share one pass over the base's
+    weights.
     """
 
     def __init__(
@@ -166,8 +167,11 @@ class Session:
     def context(self) -> int: ...
     @property
     def adapters(self) -> AdapterSet | None:
-        """What the next `eval`, `step` or `forward` runs with. May be set at any time by any thread: a call that runs keeps the set it
-        began with. Tokens in the cache stay as they are. RequestError for a set of another engine."""
+        """What the next `eval`, `step` or `forward` runs with.
+
+        May be set at any time by any thread: a call that runs keeps the set it began with. Tokens in the cache stay
+        as they are. RequestError for a set of another engine.
+        """
     @adapters.setter
     def adapters(self, adapters: AdapterSet | None) -> None: ...
     def truncate(self, position: int) -> None:

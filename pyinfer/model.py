@@ -114,7 +114,13 @@ class Model(Answering):
     """
 
     def __init__(
-        self, path: Path, *, threads: int | None, context: int | None, activations: Activations, kv: Kv = "f16"
+        self,
+        path: Path,
+        *,
+        threads: int | None,
+        context: int | None,
+        activations: Activations,
+        kv: Kv = "f16",
     ) -> None:
         """Opens a model.bin; `load` is the way in."""
         file = _core.ModelFile(str(path))

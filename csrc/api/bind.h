@@ -1,11 +1,11 @@
 // What the binding files share: one function a class, and how errors and arrays cross over.
 #pragma once
 
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
 #include <chrono>
 #include <cstdint>
 #include <exception>
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <span>
 #include <string>
 
@@ -36,7 +36,8 @@ inline KvFormat kv_named(const std::string& name) {
 }
 
 inline std::span<const int32_t> token_span(const TokenArray& tokens) {
-  if (tokens.ndim() != 1) throw Error(ErrorKind::request, "tokens: expected one dimension, found " + std::to_string(tokens.ndim()));
+  if (tokens.ndim() != 1)
+    throw Error(ErrorKind::request, "tokens: expected one dimension, found " + std::to_string(tokens.ndim()));
   return {tokens.data(), static_cast<size_t>(tokens.size())};
 }
 

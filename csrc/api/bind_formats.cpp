@@ -29,7 +29,8 @@ size_t side(const char* name, py::ssize_t value) {
 void expect_bytes(const ByteArray& data, size_t expected) {
   const auto found = static_cast<size_t>(data.nbytes());
   if (found != expected) {
-    throw Error(ErrorKind::request, "data: expected " + std::to_string(expected) + " bytes for this shape, found " + std::to_string(found));
+    throw Error(ErrorKind::request,
+                "data: expected " + std::to_string(expected) + " bytes for this shape, found " + std::to_string(found));
   }
 }
 
@@ -37,14 +38,15 @@ void expect_bytes(const ByteArray& data, size_t expected) {
 size_t source_bytes(Source source, size_t rows, size_t cols) {
   const SourceInfo& info = source_info(source);
   if (cols % info.values != 0) {
-    throw Error(ErrorKind::model_file, std::string(info.name) + ": expected a multiple of " + std::to_string(info.values) +
-                                           " columns, found " + std::to_string(cols));
+    throw Error(ErrorKind::model_file, std::string(info.name) + ": expected a multiple of " +
+                                           std::to_string(info.values) + " columns, found " + std::to_string(cols));
   }
   return rows * (cols / info.values) * info.bytes;
 }
 
 py::array_t<uint8_t> pack_array(const std::string& name, const FloatArray& values) {
-  if (values.ndim() != 2) throw Error(ErrorKind::request, "values: expected two dimensions, found " + std::to_string(values.ndim()));
+  if (values.ndim() != 2)
+    throw Error(ErrorKind::request, "values: expected two dimensions, found " + std::to_string(values.ndim()));
   const Format format = format_named(name);
   const size_t rows = side("rows", values.shape(0)), cols = side("cols", values.shape(1));
   py::array_t<uint8_t> packed(static_cast<py::ssize_t>(packed_bytes(format, rows, cols)));
@@ -55,8 +57,8 @@ py::array_t<uint8_t> pack_array(const std::string& name, const FloatArray& value
   return packed;
 }
 
-py::array_t<uint8_t> repack_array(const std::string& source_name, const std::string& name, const ByteArray& data, py::ssize_t n_rows,
-                                  py::ssize_t n_cols) {
+py::array_t<uint8_t> repack_array(const std::string& source_name, const std::string& name, const ByteArray& data,
+                                  py::ssize_t n_rows, py::ssize_t n_cols) {
   const Source source = source_named(source_name);
   const Format format = format_named(name);
   const size_t rows = side("rows", n_rows), cols = side("cols", n_cols);
@@ -69,7 +71,8 @@ py::array_t<uint8_t> repack_array(const std::string& source_name, const std::str
   return packed;
 }
 
-py::array_t<float> dequantize_array(const std::string& source_name, const ByteArray& data, py::ssize_t n_rows, py::ssize_t n_cols) {
+py::array_t<float> dequantize_array(const std::string& source_name, const ByteArray& data, py::ssize_t n_rows,
+                                    py::ssize_t n_cols) {
   const Source source = source_named(source_name);
   const size_t rows = side("rows", n_rows), cols = side("cols", n_cols);
   expect_bytes(data, source_bytes(source, rows, cols));
@@ -81,7 +84,8 @@ py::array_t<float> dequantize_array(const std::string& source_name, const ByteAr
   return values;
 }
 
-py::array_t<float> unpack_array(const std::string& name, const ByteArray& packed, py::ssize_t n_rows, py::ssize_t n_cols) {
+py::array_t<float> unpack_array(const std::string& name, const ByteArray& packed, py::ssize_t n_rows,
+                                py::ssize_t n_cols) {
   const Format format = format_named(name);
   const size_t rows = side("rows", n_rows), cols = side("cols", n_cols);
   expect_bytes(packed, packed_bytes(format, rows, cols));
@@ -112,7 +116,8 @@ void bind_formats(py::module_& m) {
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"));
   m.def("pack", pack_array, py::arg("format"), py::arg("values"));
-  m.def("repack", repack_array, py::arg("source"), py::arg("format"), py::arg("data"), py::arg("rows"), py::arg("cols"));
+  m.def("repack", repack_array, py::arg("source"), py::arg("format"), py::arg("data"), py::arg("rows"),
+        py::arg("cols"));
   m.def("dequantize", dequantize_array, py::arg("source"), py::arg("data"), py::arg("rows"), py::arg("cols"));
   m.def("unpack", unpack_array, py::arg("format"), py::arg("packed"), py::arg("rows"), py::arg("cols"));
 }

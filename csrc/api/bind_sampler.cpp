@@ -25,18 +25,30 @@ void set_logit_bias(SamplingParams& params, const py::handle& value) {
 }
 
 void set_param(SamplingParams& params, const std::string& name, const py::handle& value) {
-  if (name == "temperature") params.temperature = number<float>(name, value);
-  else if (name == "top_k") params.top_k = number<int>(name, value);
-  else if (name == "top_p") params.top_p = number<float>(name, value);
-  else if (name == "min_p") params.min_p = number<float>(name, value);
-  else if (name == "typical_p") params.typical_p = number<float>(name, value);
-  else if (name == "repetition_penalty") params.repetition_penalty = number<float>(name, value);
-  else if (name == "presence_penalty") params.presence_penalty = number<float>(name, value);
-  else if (name == "frequency_penalty") params.frequency_penalty = number<float>(name, value);
-  else if (name == "penalty_window") params.penalty_window = number<int>(name, value);
-  else if (name == "seed") params.seed = number<uint64_t>(name, value);
-  else if (name == "logit_bias") set_logit_bias(params, value);
-  else throw Error(ErrorKind::request, "sampling: expected a parameter of SamplingParams, found " + name);
+  if (name == "temperature")
+    params.temperature = number<float>(name, value);
+  else if (name == "top_k")
+    params.top_k = number<int>(name, value);
+  else if (name == "top_p")
+    params.top_p = number<float>(name, value);
+  else if (name == "min_p")
+    params.min_p = number<float>(name, value);
+  else if (name == "typical_p")
+    params.typical_p = number<float>(name, value);
+  else if (name == "repetition_penalty")
+    params.repetition_penalty = number<float>(name, value);
+  else if (name == "presence_penalty")
+    params.presence_penalty = number<float>(name, value);
+  else if (name == "frequency_penalty")
+    params.frequency_penalty = number<float>(name, value);
+  else if (name == "penalty_window")
+    params.penalty_window = number<int>(name, value);
+  else if (name == "seed")
+    params.seed = number<uint64_t>(name, value);
+  else if (name == "logit_bias")
+    set_logit_bias(params, value);
+  else
+    throw Error(ErrorKind::request, "sampling: expected a parameter of SamplingParams, found " + name);
 }
 
 std::unique_ptr<Sampler> make_sampler(int n_vocab, const py::dict& values) {

@@ -1,6 +1,6 @@
 // Session and batches: the calls that run the model. All of them release the GIL.
-#include <memory>
 #include <pybind11/stl.h>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -26,7 +26,8 @@ Wanted wanted_named(const std::string& name) {
 class PySession {
  public:
   PySession(std::shared_ptr<Engine> engine, size_t context, const std::string& kv)
-      : session_(std::make_shared<Session>(engine, context, kv_named(kv))), logits_(static_cast<py::ssize_t>(engine->spec().n_vocab)) {}
+      : session_(std::make_shared<Session>(engine, context, kv_named(kv))),
+        logits_(static_cast<py::ssize_t>(engine->spec().n_vocab)) {}
 
   std::shared_ptr<Session> get() const {
     if (session_ == nullptr) throw Error(ErrorKind::request, "session: expected an open one, found it closed");
@@ -45,7 +46,8 @@ class PySession {
 
 py::array_t<float> new_logits(const Session& session, Wanted wanted, size_t n_tokens) {
   const size_t rows = wanted == Wanted::all ? n_tokens : wanted == Wanted::last && n_tokens > 0 ? 1 : 0;
-  return py::array_t<float>({static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(session.engine().spec().n_vocab)});
+  return py::array_t<float>(
+      {static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(session.engine().spec().n_vocab)});
 }
 
 py::array_t<float> eval(PySession& self, const TokenArray& tokens, const std::string& logits, py::ssize_t chunk) {
@@ -56,7 +58,8 @@ py::array_t<float> eval(PySession& self, const TokenArray& tokens, const std::st
   session->check(span);  // before the result is allocated
   py::array_t<float> result = new_logits(*session, wanted, span.size());
   float* to = result.size() > 0 ? result.mutable_data() : nullptr;
-  without_gil([&](const Poll& poll) { session->eval(span, to, wanted == Wanted::all, static_cast<size_t>(chunk), poll); });
+  without_gil(
+      [&](const Poll& poll) { session->eval(span, to, wanted == Wanted::all, static_cast<size_t>(chunk), poll); });
   return result;
 }
 
@@ -80,7 +83,8 @@ py::list forward_batch(Engine& engine, const std::vector<PyItem>& batch) {
     const auto span = token_span(tokens);
     const Wanted wanted = wanted_named(logits);
     py::array_t<float> result = new_logits(*sessions.back(), wanted, span.size());
-    items.push_back({sessions.back().get(), span, result.size() > 0 ? result.mutable_data() : nullptr, wanted == Wanted::all});
+    items.push_back(
+        {sessions.back().get(), span, result.size() > 0 ? result.mutable_data() : nullptr, wanted == Wanted::all});
     results.append(std::move(result));
   }
   without_gil([&](const Poll& poll) { engine.step(items, poll); });
@@ -91,7 +95,8 @@ py::list forward_batch(Engine& engine, const std::vector<PyItem>& batch) {
 
 void bind_session(py::module_& m) {
   py::class_<PySession>(m, "Session")
-      .def(py::init<std::shared_ptr<Engine>, size_t, const std::string&>(), py::arg("engine"), py::arg("context"), py::arg("kv") = "f16")
+      .def(py::init<std::shared_ptr<Engine>, size_t, const std::string&>(), py::arg("engine"), py::arg("context"),
+           py::arg("kv") = "f16")
       .def_property_readonly("position", [](const PySession& s) { return s.get()->position(); })
       .def_property_readonly("context", [](const PySession& s) { return s.get()->context(); })
       .def_property(

@@ -10,13 +10,20 @@ namespace {
 
 const char* exception_name(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::model_file: return "ModelFileError";
-    case ErrorKind::unsupported: return "UnsupportedError";
-    case ErrorKind::request: return "RequestError";
-    case ErrorKind::context_full: return "ContextFullError";
-    case ErrorKind::cancelled: return "Cancelled";
-    case ErrorKind::memory: return "MemoryLimitError";
-    case ErrorKind::system: break;
+    case ErrorKind::model_file:
+      return "ModelFileError";
+    case ErrorKind::unsupported:
+      return "UnsupportedError";
+    case ErrorKind::request:
+      return "RequestError";
+    case ErrorKind::context_full:
+      return "ContextFullError";
+    case ErrorKind::cancelled:
+      return "Cancelled";
+    case ErrorKind::memory:
+      return "MemoryLimitError";
+    case ErrorKind::system:
+      break;
   }
   return "PyinferError";
 }

@@ -1,7 +1,7 @@
 #include "base/anonymous_memory.h"
 
-#include <string>
 #include <sys/mman.h>
+#include <string>
 #include <utility>
 
 #include "base/error.h"

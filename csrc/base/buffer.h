@@ -15,9 +15,7 @@ namespace pyinfer {
 
 inline constexpr size_t kAlignment = 64;
 
-inline constexpr size_t round_up(size_t value, size_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
+inline constexpr size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 template <class T>
 class Buffer {

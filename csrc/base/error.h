@@ -15,8 +15,7 @@ class Error : public std::exception {
  public:
   Error(ErrorKind kind, std::string message) : kind_(kind), message_(std::move(message)) {}
   // A failed system call: `code` is its errno.
-  Error(std::string message, int code)
-      : kind_(ErrorKind::system), code_(code), message_(std::move(message)) {}
+  Error(std::string message, int code) : kind_(ErrorKind::system), code_(code), message_(std::move(message)) {}
 
   ErrorKind kind() const { return kind_; }
   int code() const { return code_; }

@@ -1,11 +1,11 @@
 #include "base/mapped_file.h"
 
-#include <cerrno>
-#include <cstring>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <cerrno>
+#include <cstring>
 
 #include "base/error.h"
 
@@ -18,7 +18,7 @@ namespace {
 }
 
 size_t regular_size(const std::string& path, int descriptor) {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(descriptor, &status) != 0) fail(path, "cannot be examined");
   if (!S_ISREG(status.st_mode)) {
     throw Error(ErrorKind::model_file, path + ": expected a regular file, found a folder or a device");
@@ -52,8 +52,9 @@ MappedFile::~MappedFile() {
 void MappedFile::check_whole() const {
   const size_t now = regular_size(path_, descriptor_);
   if (now < size_) {
-    throw Error(ErrorKind::model_file, path_ + ": expected " + std::to_string(size_) + " bytes as when it was opened, found " +
-                                           std::to_string(now) + ": the file was cut while in use");
+    throw Error(ErrorKind::model_file, path_ + ": expected " + std::to_string(size_) +
+                                           " bytes as when it was opened, found " + std::to_string(now) +
+                                           ": the file was cut while in use");
   }
 }
 

@@ -1,8 +1,8 @@
 #include "base/thread_pool.h"
 
+#include <unistd.h>
 #include <algorithm>
 #include <string>
-#include <unistd.h>
 
 #include "base/cpu.h"
 #include "base/error.h"
@@ -17,10 +17,10 @@ constexpr int kSpinsCrowded = 50;
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads)
-    : n_threads_(n_threads), process_(static_cast<int>(::getpid())), spins_(kSpins) {
+ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads), process_(static_cast<int>(::getpid())), spins_(kSpins) {
   if (n_threads < 1 || n_threads > kMaxThreads) {
-    throw Error(ErrorKind::request, "threads: expected 1 to " + std::to_string(kMaxThreads) + ", found " + std::to_string(n_threads));
+    throw Error(ErrorKind::request,
+                "threads: expected 1 to " + std::to_string(kMaxThreads) + ", found " + std::to_string(n_threads));
   }
   if (n_threads > available_processors()) spins_ = kSpinsCrowded;
   shares_ = std::make_unique<Share[]>(static_cast<size_t>(n_threads));
@@ -121,7 +121,8 @@ bool ThreadPool::wait_for_job(uint32_t seen) {
   }
   std::unique_lock<std::mutex> lock(sleep_->mutex);
   n_sleeping_.fetch_add(1, std::memory_order_seq_cst);
-  sleep_->wake.wait(lock, [&] { return stopping_.load() || number_of(state_.load(std::memory_order_seq_cst)) != seen; });
+  sleep_->wake.wait(lock,
+                    [&] { return stopping_.load() || number_of(state_.load(std::memory_order_seq_cst)) != seen; });
   n_sleeping_.fetch_sub(1, std::memory_order_relaxed);
   return !stopping_.load();
 }

@@ -38,10 +38,9 @@ class ThreadPool {
       work(size_t{0}, n_items, 0);
       return;
     }
-    const Job job{[](const void* w, size_t begin, size_t end, int thread) {
-                    (*static_cast<const Work*>(w))(begin, end, thread);
-                  },
-                  &work, n_items, grain};
+    const Job job{
+        [](const void* w, size_t begin, size_t end, int thread) { (*static_cast<const Work*>(w))(begin, end, thread); },
+        &work, n_items, grain};
     run_job(job);
   }
 

@@ -41,20 +41,25 @@ void Engine::make_room(const Model& model, size_t low_rank) {
 
 void Engine::check(int32_t token) const {
   if (token >= 0 && static_cast<uint32_t>(token) < spec().n_vocab) return;
-  throw Error(ErrorKind::request, "token: expected 0 to " + text(spec().n_vocab - 1) + ", found " + std::to_string(token));
+  throw Error(ErrorKind::request,
+              "token: expected 0 to " + text(spec().n_vocab - 1) + ", found " + std::to_string(token));
 }
 
 void Engine::check(std::span<const BatchItem> items) const {
   size_t n_rows = 0;
   for (const BatchItem& item : items) {
     const Session& session = *item.session;
-    if (&session.engine() != this) throw Error(ErrorKind::request, "session: expected one of this engine, found one of another");
+    if (&session.engine() != this)
+      throw Error(ErrorKind::request, "session: expected one of this engine, found one of another");
     session.check(item.tokens);
     n_rows += item.tokens.size();
   }
-  if (n_rows > kMaxRows) throw Error(ErrorKind::request, "batch: expected at most " + text(kMaxRows) + " tokens a step, found " + text(n_rows));
+  if (n_rows > kMaxRows)
+    throw Error(ErrorKind::request,
+                "batch: expected at most " + text(kMaxRows) + " tokens a step, found " + text(n_rows));
   if (!pool_.alive_here()) {
-    throw Error(ErrorKind::request, "engine: expected the process that loaded it, found a fork, where its threads do not exist");
+    throw Error(ErrorKind::request,
+                "engine: expected the process that loaded it, found a fork, where its threads do not exist");
   }
 }
 
@@ -95,15 +100,17 @@ void Engine::run(std::span<const BatchItem> items, const Poll& poll) {
   } context{items, poll};
   const Poll any{[](void* c) {
                    const auto& all = *static_cast<Context*>(c);
-                   const bool asked = std::any_of(all.items.begin(), all.items.end(),
-                                                  [](const BatchItem& item) { return item.session->cancelled_.load(); });
+                   const bool asked = std::any_of(all.items.begin(), all.items.end(), [](const BatchItem& item) {
+                     return item.session->cancelled_.load();
+                   });
                    return asked || all.poll.cancelled(all.poll.context);
                  },
                  &context};
   for (size_t i = 0; i < items.size(); ++i) {
     const Model& model = items[i].session->model();
     const auto same = [&](const BatchItem& item) { return &item.session->model() == &model; };
-    if (std::any_of(items.begin(), items.begin() + static_cast<ptrdiff_t>(i), same) || pass(items, model, any)) continue;
+    if (std::any_of(items.begin(), items.begin() + static_cast<ptrdiff_t>(i), same) || pass(items, model, any))
+      continue;
     for (const BatchItem& item : items) item.session->cancelled_.store(false);
     throw Error(ErrorKind::cancelled, "the step was cancelled");
   }

@@ -24,7 +24,7 @@ struct MemoryNeeds {
 struct BatchItem {
   Session* session;
   std::span<const int32_t> tokens;
-  float* logits;        // rows of n_vocab floats: for all tokens, for the last, or nullptr
+  float* logits;  // rows of n_vocab floats: for all tokens, for the last, or nullptr
   bool all_logits;
 };
 

@@ -13,7 +13,8 @@ constexpr size_t kMaxContext = 16777216;
 
 size_t checked_context(size_t context) {
   if (context >= 1 && context <= kMaxContext) return context;
-  throw Error(ErrorKind::request, "context: expected 1 to " + std::to_string(kMaxContext) + ", found " + std::to_string(context));
+  throw Error(ErrorKind::request,
+              "context: expected 1 to " + std::to_string(kMaxContext) + ", found " + std::to_string(context));
 }
 
 }  // namespace
@@ -49,7 +50,8 @@ Occupied::Occupied(std::span<const BatchItem> items) : items_(items) {
   for (; n_ < items.size(); ++n_) {
     if (items[n_].session->occupy()) continue;
     release();
-    throw Error(ErrorKind::request, "session: expected one step at a time and each session once a batch, found a second step");
+    throw Error(ErrorKind::request,
+                "session: expected one step at a time and each session once a batch, found a second step");
   }
 }
 
@@ -61,7 +63,8 @@ void Session::truncate(size_t position) {
   const BatchItem self{this, {}, nullptr, false};
   const Occupied occupied({&self, 1});
   if (position > position_) {
-    throw Error(ErrorKind::request, "position: expected 0 to " + std::to_string(position_) + ", found " + std::to_string(position));
+    throw Error(ErrorKind::request,
+                "position: expected 0 to " + std::to_string(position_) + ", found " + std::to_string(position));
   }
   position_ = position;
 }
@@ -70,7 +73,8 @@ void Session::check(std::span<const int32_t> tokens) const {
   for (const int32_t token : tokens) engine_->check(token);
   if (position_ + tokens.size() > context_) {
     throw Error(ErrorKind::context_full, "context: expected at most " + std::to_string(context_) + " tokens, found " +
-                                             std::to_string(position_) + " held and " + std::to_string(tokens.size()) + " more");
+                                             std::to_string(position_) + " held and " + std::to_string(tokens.size()) +
+                                             " more");
   }
 }
 

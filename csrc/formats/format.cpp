@@ -61,7 +61,8 @@ auto visit_source(Source source, Visit visit) {
   }
 }
 
-constexpr const char* kFormatNames[] = {"vector",
+constexpr const char* kFormatNames[] = {
+    "vector",
 #define PYINFER_FORMAT(name, type) #name,
 #include "formats/formats.inc"
 #undef PYINFER_FORMAT
@@ -74,8 +75,8 @@ constexpr SourceInfo kSourceInfos[] = {
 };
 
 [[noreturn]] void refuse_value(float value, size_t row, size_t column, const char* limit) {
-  throw Error(ErrorKind::request, "weights: expected " + std::string(limit) + ", found " + std::to_string(value) + " at row " +
-                                      std::to_string(row) + ", column " + std::to_string(column));
+  throw Error(ErrorKind::request, "weights: expected " + std::string(limit) + ", found " + std::to_string(value) +
+                                      " at row " + std::to_string(row) + ", column " + std::to_string(column));
 }
 
 void check_finite(const float* values, size_t row, size_t cols) {
@@ -120,7 +121,8 @@ void pack_row(const float* x, size_t row, size_t cols, typename F::Group* tile) 
         const bool padded = g * kQuantGroup + static_cast<size_t>(b) * kBlock >= cols;
         const Block block = padded ? padding<F>() : quantize<F>(values + b * kBlock);
         if (!std::isfinite(half_to_float(block.d)) || !std::isfinite(half_to_float(block.m))) {
-          refuse_value(values[b * kBlock], row, g * kQuantGroup + static_cast<size_t>(b) * kBlock, "values that a half-precision scale can hold");
+          refuse_value(values[b * kBlock], row, g * kQuantGroup + static_cast<size_t>(b) * kBlock,
+                       "values that a half-precision scale can hold");
         }
         F::put(tile[g], b, lane, block);
       }
@@ -157,7 +159,8 @@ void decode_row(const uint8_t* data, size_t cols, float* x) {
 template <class S, class F>
 constexpr bool carries_over() {
   if constexpr (is_super<F>) {
-    return (std::is_same_v<S, SourceQ4_K> && std::is_same_v<F, Q4K>) || (std::is_same_v<S, SourceQ5_K> && std::is_same_v<F, Q5K>) ||
+    return (std::is_same_v<S, SourceQ4_K> && std::is_same_v<F, Q4K>) ||
+           (std::is_same_v<S, SourceQ5_K> && std::is_same_v<F, Q5K>) ||
            (std::is_same_v<S, SourceQ6_K> && std::is_same_v<F, Q6K>);
   } else if constexpr (is_float<F> || S::kValues == 1) {
     return false;
@@ -185,12 +188,14 @@ void put_scales(typename F::Group& group, int lane, const uint8_t* block, size_t
       group.scale[i][lane] = static_cast<uint8_t>(scale);
       group.least[i][lane] = static_cast<uint8_t>(least);
     }
-    if (!std::isfinite(half_to_float(group.dmin[lane]))) refuse_value(half_to_float(group.dmin[lane]), row, column, "finite scales");
+    if (!std::isfinite(half_to_float(group.dmin[lane])))
+      refuse_value(half_to_float(group.dmin[lane]), row, column, "finite scales");
   } else {
     group.d[lane] = read_u16(block + 208);
     for (int i = 0; i < 16; ++i) group.scale[i][lane] = static_cast<int8_t>(block[192 + i]);
   }
-  if (!std::isfinite(half_to_float(group.d[lane]))) refuse_value(half_to_float(group.d[lane]), row, column, "finite scales");
+  if (!std::isfinite(half_to_float(group.d[lane])))
+    refuse_value(half_to_float(group.d[lane]), row, column, "finite scales");
 }
 
 // The bits of a 5- or 6-bit integer above its nibble.
@@ -230,7 +235,8 @@ void carry_row(const uint8_t* data, size_t row, size_t cols, typename F::Group* 
   for (size_t b = 0; b < n_blocks; ++b) {
     Block block = padding<F>();
     if (b * kBlock < cols) {
-      S::integers(data + b * kBlock / S::kValues * S::kBytes, static_cast<int>(b * kBlock % S::kValues / kBlock), block);
+      S::integers(data + b * kBlock / S::kValues * S::kBytes, static_cast<int>(b * kBlock % S::kValues / kBlock),
+                  block);
       if (!std::isfinite(half_to_float(block.d)) || !std::isfinite(half_to_float(block.m))) {
         refuse_value(half_to_float(block.d), row, b * kBlock, "finite scales");
       }
@@ -247,7 +253,9 @@ void clear_last_tile(Format format, size_t rows, size_t cols, uint8_t* packed) {
 }
 
 // High bits are put in one by one, on zeros.
-void clear_all(Format format, size_t rows, size_t cols, uint8_t* packed) { std::memset(packed, 0, packed_bytes(format, rows, cols)); }
+void clear_all(Format format, size_t rows, size_t cols, uint8_t* packed) {
+  std::memset(packed, 0, packed_bytes(format, rows, cols));
+}
 
 }  // namespace
 
@@ -274,7 +282,8 @@ size_t group_cols(Format format) {
 }
 
 size_t tile_bytes(Format format, size_t cols) {
-  return visit_format(format, [&]<class F>(F) { return round_up(cols, F::kGroupCols) / F::kGroupCols * sizeof(typename F::Group); });
+  return visit_format(
+      format, [&]<class F>(F) { return round_up(cols, F::kGroupCols) / F::kGroupCols * sizeof(typename F::Group); });
 }
 
 size_t packed_bytes(Format format, size_t rows, size_t cols) {
@@ -288,12 +297,12 @@ void pack(Format format, const float* values, size_t rows, size_t cols, uint8_t*
     if constexpr (is_super<F>) {
       refuse_floats(format_name(format));
     } else {
-    std::vector<float> x(round_up(cols, F::kGroupCols));
-    for (size_t row = 0; row < rows; ++row) {
-      std::memcpy(x.data(), values + row * cols, cols * sizeof(float));
-      check_finite(x.data(), row, cols);
-      pack_row<F>(x.data(), row, cols, tile_of<F>(packed, row, cols));
-    }
+      std::vector<float> x(round_up(cols, F::kGroupCols));
+      for (size_t row = 0; row < rows; ++row) {
+        std::memcpy(x.data(), values + row * cols, cols * sizeof(float));
+        check_finite(x.data(), row, cols);
+        pack_row<F>(x.data(), row, cols, tile_of<F>(packed, row, cols));
+      }
     }
   });
 }

@@ -36,11 +36,11 @@ struct SourceInfo {
 };
 
 const char* format_name(Format format);
-std::optional<Format> find_format(std::string_view name);   // matrices only
+std::optional<Format> find_format(std::string_view name);  // matrices only
 const SourceInfo& source_info(Source source);
 std::optional<Source> find_source(std::string_view name);
 
-size_t group_cols(Format format);   // columns that a packed row is padded to a multiple of
+size_t group_cols(Format format);  // columns that a packed row is padded to a multiple of
 size_t tile_bytes(Format format, size_t cols);
 // Bytes of a packed matrix, or of a vector of `cols`. Shapes are at most 2^32 − 1 each way, so nothing wraps.
 size_t packed_bytes(Format format, size_t rows, size_t cols);

@@ -16,7 +16,7 @@ struct Q4M {
   struct Group {
     uint16_t d[2][kTileRows];  // (block, row)
     uint16_t m[2][kTileRows];  // (block, row)
-    uint8_t q[2][256];  // (block, see nibble_index)
+    uint8_t q[2][256];         // (block, see nibble_index)
   };
 
   static void put(Group& group, int block, int row, const Block& source) {

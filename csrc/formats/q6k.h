@@ -15,11 +15,11 @@ struct Q6K {
   static constexpr int kBias = 32;
   static constexpr bool kHasMinimum = false;
   struct Group {
-    uint16_t d[kTileRows];         // (row)
-    uint8_t unused[32];            // zero; keeps what follows on cache lines
-    int8_t scale[16][kTileRows];   // (run of 16 columns, row)
-    uint8_t q[8][256];             // (block, see nibble_index)
-    uint8_t high[8][128];          // (block, 64 · (column / 16) + 4 · row + column mod 4), bits 2 · (column / 4 mod 4)
+    uint16_t d[kTileRows];        // (row)
+    uint8_t unused[32];           // zero; keeps what follows on cache lines
+    int8_t scale[16][kTileRows];  // (run of 16 columns, row)
+    uint8_t q[8][256];            // (block, see nibble_index)
+    uint8_t high[8][128];         // (block, 64 · (column / 16) + 4 · row + column mod 4), bits 2 · (column / 4 mod 4)
   };
 
   static int integer(const Group& group, int row, int column) {

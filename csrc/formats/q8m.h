@@ -16,7 +16,7 @@ struct Q8M {
   struct Group {
     uint16_t d[2][kTileRows];  // (block, row)
     uint16_t m[2][kTileRows];  // (block, row)
-    int8_t q[2][512];  // (block, see byte_index)
+    int8_t q[2][512];          // (block, see byte_index)
   };
 
   static void put(Group& group, int block, int row, const Block& source) {

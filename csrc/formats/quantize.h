@@ -62,7 +62,8 @@ inline Block quantize_range(const float* x, int low, int high) {
   const float d = half_to_float(block.d);
   block.m = float_to_half(*least - d * static_cast<float>(low));
   const float m = half_to_float(block.m);
-  if (std::isfinite(d) && std::isfinite(m)) quantize_with(x, d, m, 0, low, high, block.q);  // else the caller refuses the block
+  if (std::isfinite(d) && std::isfinite(m))
+    quantize_with(x, d, m, 0, low, high, block.q);  // else the caller refuses the block
   return block;
 }
 

@@ -161,7 +161,8 @@ struct SourceQ5_K : KSource<SourceQ5_K> {  // head, 32 bytes of fifth bits (bit 
   }
 };
 
-struct SourceQ6_K {  // 128 bytes low nibbles, 64 bytes high pairs, 16 signed scales, half d: d · scale · (q − 32), scales per 16
+struct
+    SourceQ6_K {  // 128 bytes low nibbles, 64 bytes high pairs, 16 signed scales, half d: d · scale · (q − 32), scales per 16
   static constexpr int kValues = 256, kBytes = 210;
   // Run i of 32 values, 0…63. A half of 128 values is four runs at the low and high nibbles of two 32-byte rows.
   static void quants(const uint8_t* p, int i, int8_t* q) {

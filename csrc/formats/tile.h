@@ -8,10 +8,10 @@ namespace pyinfer {
 namespace {
 
 constexpr int kTileRows = 16;
-constexpr int kBlock = 32;           // columns that share a scale
-constexpr int kQuantGroup = 64;      // columns a group of the quantised formats
-constexpr int kSuperGroup = 256;     // columns a group of the K formats: blocks with integer scales under one half
-constexpr int kFloatGroup = 4;       // columns a group of the float formats
+constexpr int kBlock = 32;        // columns that share a scale
+constexpr int kQuantGroup = 64;   // columns a group of the quantised formats
+constexpr int kSuperGroup = 256;  // columns a group of the K formats: blocks with integer scales under one half
+constexpr int kFloatGroup = 4;    // columns a group of the float formats
 
 // One block of one row, before it is put into a tile: value = d · q + m (q4: d · (q − 8)).
 struct Block {

@@ -32,18 +32,19 @@ struct KvQ8 {
 
 // The state of up to kQueries queries on their way through the pages.
 struct Queries {
-  int n;                                 // queries in use
-  int n_seen[kQueries];                  // positions each sees
+  int n;                 // queries in use
+  int n_seen[kQueries];  // positions each sees
   const float* q[kQueries];
-  float s[kQueries][kPagePositions];     // scores, then weights
-  float o[kQueries][kMaxHeadDim];        // padded to whole vectors
-  float m[kQueries];                     // largest score so far
-  float l[kQueries];                     // sum of weights so far
+  float s[kQueries][kPagePositions];  // scores, then weights
+  float o[kQueries][kMaxHeadDim];     // padded to whole vectors
+  float m[kQueries];                  // largest score so far
+  float l[kQueries];                  // sum of weights so far
 };
 
 // V vectors of kLanes columns for Q rows: out += a · b.
 template <class Kv, int Q, int V>
-inline void multiply_add(const float* const* a, int n, const typename Kv::Value* b, int b_stride, float* out, int out_stride) {
+inline void multiply_add(const float* const* a, int n, const typename Kv::Value* b, int b_stride, float* out,
+                         int out_stride) {
   F sums[Q][V];
   PYINFER_UNROLL
   for (int i = 0; i < Q; ++i) {
@@ -71,8 +72,8 @@ inline void multiply_add(const float* const* a, int n, const typename Kv::Value*
 // All columns, rounded up to whole vectors: as many at a time as leave the sums in registers. Each vector of halves costs a conversion
 // that Q queries share, so many queries with narrow steps beat few with wide ones.
 template <class Kv, int Q>
-inline void multiply_add_columns(const float* const* a, int n, const typename Kv::Value* b, int b_stride, int columns, float* out,
-                                 int out_stride) {
+inline void multiply_add_columns(const float* const* a, int n, const typename Kv::Value* b, int b_stride, int columns,
+                                 float* out, int out_stride) {
   constexpr int V = Q * 4 + 5 <= kRegisters ? 4 : 2;
   int c = 0;
   for (; c + V * kLanes <= columns; c += V * kLanes) multiply_add<Kv, Q, V>(a, n, b + c, b_stride, out + c, out_stride);
@@ -81,8 +82,8 @@ inline void multiply_add_columns(const float* const* a, int n, const typename Kv
 
 // As above with the number of queries as a constant: 1 … Q.
 template <class Kv, int Q>
-inline void multiply_add_queries(int n_queries, const float* const* a, int n, const typename Kv::Value* b, int b_stride, int columns,
-                                 float* out, int out_stride) {
+inline void multiply_add_queries(int n_queries, const float* const* a, int n, const typename Kv::Value* b, int b_stride,
+                                 int columns, float* out, int out_stride) {
   if constexpr (Q == 1) {
     multiply_add_columns<Kv, 1>(a, n, b, b_stride, columns, out, out_stride);
   } else if (n_queries == Q) {
@@ -142,7 +143,8 @@ inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
     n_valid[i] = n < 0 ? 0 : n > kPagePositions ? kPagePositions : n;
     longest = n_valid[i] > longest ? n_valid[i] : longest;
   }
-  multiply_add_queries<Kv, kQueries>(queries.n, queries.q, args.head_dim, k, kPagePositions, longest, queries.s[0], kPagePositions);
+  multiply_add_queries<Kv, kQueries>(queries.n, queries.q, args.head_dim, k, kPagePositions, longest, queries.s[0],
+                                     kPagePositions);
   const float* weights[kQueries];
   for (int i = 0; i < queries.n; ++i) {
     if constexpr (Kv::kScaled) scale_positions(queries.s[i], (const float*)(k + args.head_dim * kPagePositions));
@@ -151,7 +153,8 @@ inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
     scale_row(queries.o[i], args.v_stride, factor);
     weights[i] = queries.s[i];
   }
-  multiply_add_queries<Kv, kQueries>(queries.n, weights, longest, v, args.v_stride, args.v_stride, queries.o[0], kMaxHeadDim);
+  multiply_add_queries<Kv, kQueries>(queries.n, weights, longest, v, args.v_stride, args.v_stride, queries.o[0],
+                                     kMaxHeadDim);
 }
 
 template <class Kv>

@@ -37,7 +37,8 @@ const Kernels* choose() {
     if (wanted && isa.runs_here()) best = isa.table();
   }
   if (best == nullptr) {
-    throw Error(ErrorKind::request, "PYINFER_ISA: expected one of " + available_names() + " on this machine, found " + asked);
+    throw Error(ErrorKind::request,
+                "PYINFER_ISA: expected one of " + available_names() + " on this machine, found " + asked);
   }
   return best;
 }

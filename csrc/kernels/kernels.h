@@ -33,12 +33,12 @@ struct MatmulArgs {
   const uint8_t* tiles;  // n_tiles packed tiles of 16 weight rows
   size_t n_tiles;
   size_t tile_bytes;
-  size_t n_groups;       // column groups a tile
+  size_t n_groups;  // column groups a tile
   const uint8_t* panel;
-  int n_rows;            // rows in the panel
-  float* out;            // out[row · out_stride + 16 · tile + i], whole tiles are written
+  int n_rows;  // rows in the panel
+  float* out;  // out[row · out_stride + 16 · tile + i], whole tiles are written
   size_t out_stride;
-  bool accumulate;       // out += product, instead of out = product
+  bool accumulate;  // out += product, instead of out = product
 };
 typedef void (*Matmul)(const MatmulArgs&);
 
@@ -47,17 +47,17 @@ enum KvFormat { kKvF16, kKvQ8, kKvFormats };
 
 // Attention of n_rows consecutive positions of one sequence, for the query heads that share one KV head.
 struct AttendArgs {
-  const float* q;        // (n_rows, q_stride), of each row n_heads · head_dim; rotated and scaled
+  const float* q;  // (n_rows, q_stride), of each row n_heads · head_dim; rotated and scaled
   size_t q_stride;
-  float* out;            // (n_rows, out_stride), of each row n_heads · head_dim
+  float* out;  // (n_rows, out_stride), of each row n_heads · head_dim
   size_t out_stride;
   int n_rows;
-  int n_heads;           // query heads of the group
+  int n_heads;  // query heads of the group
   int head_dim;
-  int first_position;    // row r sees positions 0 … first_position + r
+  int first_position;           // row r sees positions 0 … first_position + r
   const uint8_t* const* pages;  // where each page begins
-  size_t k_offset;       // in bytes: K (head_dim, kPagePositions), for q8 then kPagePositions scales
-  size_t v_offset;       // in bytes: V (kPagePositions, v_stride), for q8 then kPagePositions scales
+  size_t k_offset;              // in bytes: K (head_dim, kPagePositions), for q8 then kPagePositions scales
+  size_t v_offset;              // in bytes: V (kPagePositions, v_stride), for q8 then kPagePositions scales
   int v_stride;
 };
 
@@ -78,7 +78,8 @@ struct Kernels {
   // Rotates pairs (i, i + half) of a head by angles with the given cosines and sines (half each), then scales `n` values.
   void (*rope)(float* head, const float* cosines, const float* sines, size_t half, size_t n, float scale);
   // One position's K (as column `slot`) and V (as row `slot`) of one head into its places in a page; halves saturate.
-  void (*store_kv[kKvFormats])(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place, uint8_t* v_place);
+  void (*store_kv[kKvFormats])(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place,
+                               uint8_t* v_place);
   void (*attend[kKvFormats])(const AttendArgs&);
 };
 

@@ -15,7 +15,6 @@ namespace {
 
 constexpr int kStrips = kTileRows / kLanes;
 
-
 // One block of a panel of R rows.
 template <int R>
 struct PanelBlock {
@@ -82,7 +81,8 @@ inline void add_run(const typename Format::Group& group, int b, int strip, const
 }
 
 template <class Format, int R, int S>
-inline void int8_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const PanelBlock<R>* x, F (&sums)[S][R]) {
+inline void int8_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const PanelBlock<R>* x,
+                        F (&sums)[S][R]) {
   for (size_t g = 0; g < n_groups; ++g) {
     for (int b = 0; b < Format::kGroupCols / kBlock; ++b, ++x) {
       PYINFER_UNROLL
@@ -99,7 +99,8 @@ inline void int8_strips(const typename Format::Group* groups, size_t n_groups, i
 }
 
 template <class Format, int R, int S>
-inline void f32_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const float* x, F (&sums)[S][R]) {
+inline void f32_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const float* x,
+                       F (&sums)[S][R]) {
   F odd[S][R];
   PYINFER_UNROLL
   for (int s = 0; s < S; ++s) {

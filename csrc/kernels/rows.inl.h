@@ -147,7 +147,8 @@ inline void to_halves(const float* x, int n, uint16_t* out) {
   }
 }
 
-void store_kv_f16(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place, uint8_t* v_place) {
+void store_kv_f16(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place,
+                  uint8_t* v_place) {
   uint16_t halves[kMaxHeadDim];
   to_halves(k, head_dim, halves);
   uint16_t* column = (uint16_t*)k_place + slot;
@@ -172,7 +173,8 @@ inline float to_bytes(const float* x, int n, int8_t* out) {
   return magnitude / 127.0f;
 }
 
-void store_kv_q8(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place, uint8_t* v_place) {
+void store_kv_q8(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place,
+                 uint8_t* v_place) {
   int8_t bytes[kMaxHeadDim];
   const float k_scale = to_bytes(k, head_dim, bytes);
   for (int i = 0; i < head_dim; ++i) k_place[i * kPagePositions + slot] = (uint8_t)bytes[i];

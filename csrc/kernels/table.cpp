@@ -4,10 +4,10 @@
 #include "kernels/kernels.h"
 
 #include PYINFER_ISA_HEADER
-#include "kernels/weights.inl.h"
+#include "kernels/attend.inl.h"
 #include "kernels/matmul.inl.h"
 #include "kernels/rows.inl.h"
-#include "kernels/attend.inl.h"
+#include "kernels/weights.inl.h"
 
 namespace pyinfer {
 namespace {
@@ -18,12 +18,14 @@ namespace {
 constexpr Kernels kTable = {
     PYINFER_NAME(PYINFER_ISA_NAME),
     kPanelRows,
-    {nullptr,
+    {
+        nullptr,
 #include "formats/formats.inc"
     },
 #undef PYINFER_FORMAT
 #define PYINFER_FORMAT(name, type) matmul_f32<type>,
-    {nullptr,
+    {
+        nullptr,
 #include "formats/formats.inc"
     },
 #undef PYINFER_FORMAT

@@ -54,7 +54,8 @@ inline B four_columns(const typename Format::Group& group, int b, int strip) {
     const B packed = b_load(group.q[b] + 64 * (J % 4) + at);
     const B nibbles = J < 4 ? b_low_nibbles(packed) : b_high_nibbles(packed);
     if constexpr (Format::kBits == 5) return b_insert<4 - J>(nibbles, b_load(group.high[b] + at), 0x10);
-    if constexpr (Format::kBits == 6) return b_insert<4 - 2 * (J % 4)>(nibbles, b_load(group.high[b] + 64 * (J / 4) + at), 0x30);
+    if constexpr (Format::kBits == 6)
+      return b_insert<4 - 2 * (J % 4)>(nibbles, b_load(group.high[b] + 64 * (J / 4) + at), 0x30);
     return nibbles;
   }
 }

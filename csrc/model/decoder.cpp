@@ -46,8 +46,8 @@ std::span<const Piece> find_pieces(Workspace& w, std::span<const BatchRow> rows)
 void embed(const Model& model, Workspace& w, std::span<const BatchRow> rows) {
   w.pool.run(rows.size(), 8, [&](size_t begin, size_t end, int) {
     for (size_t i = begin; i < end; ++i) {
-      unpack_row(model.embedding.format, model.embedding.tiles, model.embedding.cols, static_cast<size_t>(rows[i].token),
-                 w.x + i * w.x_stride);
+      unpack_row(model.embedding.format, model.embedding.tiles, model.embedding.cols,
+                 static_cast<size_t>(rows[i].token), w.x + i * w.x_stride);
       if (rows[i].adapters == nullptr) continue;
       const AdaptedInput& stack = rows[i].adapters->inputs[Adapters::embedding_input(model.layers.size())];
       adapt_embedding(w, stack, static_cast<size_t>(rows[i].token), i, w.x + i * w.x_stride);
@@ -59,24 +59,27 @@ void attention_block(const Model& model, const Layer& layer, Workspace& w, std::
                      std::span<const Piece> pieces, size_t index, size_t n) {
   const ModelSpec& s = model.spec;
   const size_t number = index * Adapters::kInputsPerLayer;
-  const LinearInput x{w.x,         w.x_stride, n, s.dim, layer.attn_norm, s.norm_eps, model.activations, pieces,
-                      number + Adapters::qkv};
+  const LinearInput x{
+      w.x, w.x_stride, n, s.dim, layer.attn_norm, s.norm_eps, model.activations, pieces, number + Adapters::qkv};
   linear(w, x,
          {{&layer.q, w.qkv, w.qkv_stride, false},
           {&layer.k, w.qkv + w.q_width, w.qkv_stride, false},
           {&layer.v, w.qkv + w.q_width + w.kv_width, w.qkv_stride, false}});
   attention(w, {s.n_heads, s.n_kv_heads, s.head_dim, s.rope_dim / 2, s.attention_scale}, segments, index);
-  const LinearInput attended{w.attended, w.q_width, n, s.q_width(), nullptr, 0.0f, model.activations, pieces, number + Adapters::o};
+  const LinearInput attended{w.attended, w.q_width,         n,      s.q_width(),         nullptr,
+                             0.0f,       model.activations, pieces, number + Adapters::o};
   linear(w, attended, {{&layer.o, w.x, w.x_stride, true}});
 }
 
-void feed_forward_block(const Model& model, const Layer& layer, Workspace& w, std::span<const Piece> pieces, size_t index, size_t n) {
+void feed_forward_block(const Model& model, const Layer& layer, Workspace& w, std::span<const Piece> pieces,
+                        size_t index, size_t n) {
   const ModelSpec& s = model.spec;
   const size_t number = index * Adapters::kInputsPerLayer;
-  const LinearInput x{w.x,    w.x_stride, n, s.dim, layer.ffn_norm, s.norm_eps, model.activations, pieces,
-                      number + Adapters::gate_up};
+  const LinearInput x{
+      w.x, w.x_stride, n, s.dim, layer.ffn_norm, s.norm_eps, model.activations, pieces, number + Adapters::gate_up};
   linear_swiglu(w, x, layer.gate, layer.up, w.hidden, w.hidden_stride);
-  const LinearInput hidden{w.hidden, w.hidden_stride, n, s.n_ff, nullptr, 0.0f, model.activations, pieces, number + Adapters::down};
+  const LinearInput hidden{w.hidden, w.hidden_stride,        n, s.n_ff, nullptr, 0.0f, model.activations,
+                           pieces,   number + Adapters::down};
   linear(w, hidden, {{&layer.down, w.x, w.x_stride, true}});
 }
 
@@ -91,7 +94,14 @@ void logits(const Model& model, Workspace& w, std::span<const BatchRow> rows) {
   }
   if (n == 0) return;
   const ModelSpec& s = model.spec;
-  const LinearInput x{w.x, w.x_stride, n, s.dim, model.final_norm, s.norm_eps, model.activations, {w.pieces, n_pieces},
+  const LinearInput x{w.x,
+                      w.x_stride,
+                      n,
+                      s.dim,
+                      model.final_norm,
+                      s.norm_eps,
+                      model.activations,
+                      {w.pieces, n_pieces},
                       Adapters::head_input(model.layers.size())};
   linear_scatter(w, x, model.head, w.wanted);
 }

@@ -16,7 +16,7 @@ struct BatchRow {
   KvCache* cache;
   int32_t token;
   size_t position;
-  float* logits;  // room for n_vocab floats, or nullptr where none are wanted
+  float* logits;                       // room for n_vocab floats, or nullptr where none are wanted
   const Adapters* adapters = nullptr;  // what the row runs with besides the model
 };
 

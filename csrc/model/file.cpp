@@ -26,7 +26,8 @@ bool is_absent(Role role, const ModelSpec& s) {
 
 uint64_t n_expected(const ModelSpec& s) {
   uint64_t n = 0;
-#define PYINFER_ROLE(name, number, layered, vector, rows, cols) n += is_absent(Role::name, s) ? 0 : layered ? s.n_layers : 1;
+#define PYINFER_ROLE(name, number, layered, vector, rows, cols) \
+  n += is_absent(Role::name, s) ? 0 : layered ? s.n_layers : 1;
 #include "model/roles.inc"
 #undef PYINFER_ROLE
   return n;
@@ -63,7 +64,8 @@ const char* role_name(Role role) {
 ModelFile::ModelFile(const std::string& path) : file_(path) {
   check_header();
   check_head_crc();
-  check_zeros("padding before the weights", header().tokenizer_offset + header().tokenizer_bytes, header().weights_offset);
+  check_zeros("padding before the weights", header().tokenizer_offset + header().tokenizer_bytes,
+              header().weights_offset);
   check_spec();
   check_table();
 }
@@ -109,7 +111,8 @@ void ModelFile::expect_within(const std::string& field, uint64_t found, uint64_t
 void ModelFile::check_header() const {
   if (file_.size() < sizeof(FileHeader)) refuse("file", "at least 128 bytes", text(file_.size()));
   const FileHeader& h = header();
-  if (std::memcmp(h.magic, kMagic, sizeof kMagic) != 0) refuse("magic", "\"PYINFER\"", "something else: not a model.bin");
+  if (std::memcmp(h.magic, kMagic, sizeof kMagic) != 0)
+    refuse("magic", "\"PYINFER\"", "something else: not a model.bin");
   expect("version", h.version, 1);
   expect("header_bytes", h.header_bytes, sizeof(FileHeader));
   expect("file_bytes (the file is cut or has grown)", file_.size(), h.file_bytes);
@@ -149,7 +152,8 @@ void ModelFile::check_spec() const {
   expect_within("dim", s.dim, 1, 65536);
   expect_within("n_heads", s.n_heads, 1, 1024);
   expect_within("n_kv_heads", s.n_kv_heads, 1, s.n_heads);
-  if (s.n_heads % s.n_kv_heads != 0) refuse("n_kv_heads", "a divisor of n_heads = " + text(s.n_heads), text(s.n_kv_heads));
+  if (s.n_heads % s.n_kv_heads != 0)
+    refuse("n_kv_heads", "a divisor of n_heads = " + text(s.n_heads), text(s.n_kv_heads));
   expect_within("head_dim", s.head_dim, 2, 1024);
   if (s.head_dim % 2 != 0) refuse("head_dim", "an even number", text(s.head_dim));
   expect_within("n_ff", s.n_ff, 1, 1048576);
@@ -158,7 +162,8 @@ void ModelFile::check_spec() const {
   expect_within("rope_dim", s.rope_dim, 0, s.head_dim);
   if (s.rope_dim % 2 != 0) refuse("rope_dim", "an even number", text(s.rope_dim));
   if (!(s.norm_eps >= 0.0f && s.norm_eps < 1.0f)) refuse("norm_eps", "0 to 1", std::to_string(s.norm_eps));
-  for (const auto& [name, value] : {std::pair{"rope_magnitude", s.rope_magnitude}, std::pair{"attention_scale", s.attention_scale}}) {
+  for (const auto& [name, value] :
+       {std::pair{"rope_magnitude", s.rope_magnitude}, std::pair{"attention_scale", s.attention_scale}}) {
     if (!(std::isfinite(value) && value > 0.0f)) refuse(name, "a positive number", std::to_string(value));
   }
   expect_within("flags", s.flags, 0, 1);
@@ -168,7 +173,8 @@ void ModelFile::check_spec() const {
 void ModelFile::check_table() const {
   const auto records = tensors();
   const uint64_t n = n_expected(spec());
-  if (records.size() != n) refuse("table_bytes", text(n * sizeof(TensorRecord)) + " for " + text(n) + " tensors", text(header().table_bytes));
+  if (records.size() != n)
+    refuse("table_bytes", text(n * sizeof(TensorRecord)) + " for " + text(n) + " tensors", text(header().table_bytes));
   std::set<std::pair<Role, uint32_t>> seen;
   uint64_t end = header().weights_offset;
   for (const TensorRecord& tensor : records) {
@@ -178,7 +184,8 @@ void ModelFile::check_table() const {
     const std::string name = std::string(role_name(tensor.role)) + " of layer " + text(tensor.layer);
     if (!seen.emplace(tensor.role, tensor.layer).second) refuse("table", "one tensor " + name, "two");
   }
-  expect_within("end of the last tensor", end, file_.size() - std::min<size_t>(file_.size(), kAlignment - 1), file_.size());
+  expect_within("end of the last tensor", end, file_.size() - std::min<size_t>(file_.size(), kAlignment - 1),
+                file_.size());
   check_zeros("gap after the last tensor", end, file_.size());
 }
 
@@ -202,11 +209,13 @@ void ModelFile::check_tensor(const TensorRecord& tensor, uint64_t previous_end) 
   expect(name + " cols", tensor.cols, shape.cols);
   // Kernels read whole groups of columns, and activations are padded to kPanelCols only.
   const uint64_t group = shape.vector ? 1 : group_cols(tensor.format);
-  if (group > kPanelCols && tensor.cols % group != 0) refuse(name + " cols", "a multiple of " + text(group), text(tensor.cols));
+  if (group > kPanelCols && tensor.cols % group != 0)
+    refuse(name + " cols", "a multiple of " + text(group), text(tensor.cols));
   expect(name + " bytes", tensor.bytes, packed_bytes(tensor.format, tensor.rows, tensor.cols));
   expect(name + " offset", tensor.offset, round_up(previous_end, kAlignment));
   if (tensor.bytes > file_.size() - std::min<uint64_t>(file_.size(), tensor.offset)) {
-    refuse(name + " offset + bytes", "at most the file's " + text(file_.size()), text(tensor.offset) + " + " + text(tensor.bytes));
+    refuse(name + " offset + bytes", "at most the file's " + text(file_.size()),
+           text(tensor.offset) + " + " + text(tensor.bytes));
   }
   expect(name + " reserved", tensor.reserved0 | tensor.reserved1[0] | tensor.reserved1[1] | tensor.reserved1[2], 0);
 }

@@ -4,24 +4,56 @@ namespace pyinfer {
 void Model::place(Role role, uint32_t layer_index, const Matrix& matrix, const float* vector) {
   Layer* layer = layer_index == kNoLayer ? nullptr : &layers[layer_index];
   switch (role) {
-    case Role::embedding: embedding = matrix; break;
-    case Role::final_norm: final_norm = vector; break;
-    case Role::head: head = matrix; break;
-    case Role::rope_freqs: rope_freqs = vector; break;
-    case Role::attn_norm: layer->attn_norm = vector; break;
-    case Role::q: layer->q = matrix; break;
-    case Role::k: layer->k = matrix; break;
-    case Role::v: layer->v = matrix; break;
-    case Role::o: layer->o = matrix; break;
-    case Role::ffn_norm: layer->ffn_norm = vector; break;
-    case Role::gate: layer->gate = matrix; break;
-    case Role::up: layer->up = matrix; break;
-    case Role::down: layer->down = matrix; break;
+    case Role::embedding:
+      embedding = matrix;
+      break;
+    case Role::final_norm:
+      final_norm = vector;
+      break;
+    case Role::head:
+      head = matrix;
+      break;
+    case Role::rope_freqs:
+      rope_freqs = vector;
+      break;
+    case Role::attn_norm:
+      layer->attn_norm = vector;
+      break;
+    case Role::q:
+      layer->q = matrix;
+      break;
+    case Role::k:
+      layer->k = matrix;
+      break;
+    case Role::v:
+      layer->v = matrix;
+      break;
+    case Role::o:
+      layer->o = matrix;
+      break;
+    case Role::ffn_norm:
+      layer->ffn_norm = vector;
+      break;
+    case Role::gate:
+      layer->gate = matrix;
+      break;
+    case Role::up:
+      layer->up = matrix;
+      break;
+    case Role::down:
+      layer->down = matrix;
+      break;
   }
 }
 
 Model::Model(const ModelFile& file, Activations how)
-    : spec(file.spec()), activations(how), embedding{}, layers(spec.n_layers), final_norm(nullptr), head{}, rope_freqs(nullptr) {
+    : spec(file.spec()),
+      activations(how),
+      embedding{},
+      layers(spec.n_layers),
+      final_norm(nullptr),
+      head{},
+      rope_freqs(nullptr) {
   for (const TensorRecord& tensor : file.tensors()) {
     const uint8_t* bytes = file.bytes_of(tensor);
     const bool vector = tensor.format == Format::vector;
@@ -39,7 +71,8 @@ WorkspaceShape Model::workspace_shape(size_t max_rows) const {
     }
   }
   const bool int8 = activations == Activations::int8;
-  return {max_rows, spec.dim, spec.q_width(), spec.kv_width(), spec.n_ff, spec.rope_dim / 2, int8 && quantised, !int8 || floats, 0};
+  return {max_rows,        spec.dim, spec.q_width(), spec.kv_width(), spec.n_ff, spec.rope_dim / 2, int8 && quantised,
+          !int8 || floats, 0};
 }
 
 }  // namespace pyinfer

@@ -26,11 +26,11 @@ struct Model {
 
   ModelSpec spec;
   Activations activations;
-  Matrix embedding;          // (n_vocab, dim)
+  Matrix embedding;  // (n_vocab, dim)
   std::vector<Layer> layers;
-  const float* final_norm;   // (dim)
-  Matrix head;               // (n_vocab, dim); the embedding where the head is tied
-  const float* rope_freqs;   // (rope_dim / 2)
+  const float* final_norm;  // (dim)
+  Matrix head;              // (n_vocab, dim); the embedding where the head is tied
+  const float* rope_freqs;  // (rope_dim / 2)
 
   // Makes a tensor the one of its role: the matrix, or the vector where the role is one. The layer is kNoLayer outside the layers.
   void place(Role role, uint32_t layer, const Matrix& matrix, const float* vector);

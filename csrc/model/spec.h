@@ -9,17 +9,17 @@ namespace pyinfer {
 struct ModelSpec {
   uint32_t spec_version;
   uint32_t n_layers;
-  uint32_t dim;              // width of the residual stream
+  uint32_t dim;  // width of the residual stream
   uint32_t n_heads;
-  uint32_t n_kv_heads;       // divides n_heads
+  uint32_t n_kv_heads;  // divides n_heads
   uint32_t head_dim;
-  uint32_t n_ff;             // width of the feed-forward layer
+  uint32_t n_ff;  // width of the feed-forward layer
   uint32_t n_vocab;
-  uint32_t context;          // positions the model was trained for
-  uint32_t rope_dim;         // dimensions of a head that rotate
+  uint32_t context;   // positions the model was trained for
+  uint32_t rope_dim;  // dimensions of a head that rotate
   float norm_eps;
-  float rope_magnitude;      // factor on cos and sin
-  float attention_scale;     // factor on q · k
+  float rope_magnitude;   // factor on cos and sin
+  float attention_scale;  // factor on q · k
   uint32_t flags;
   uint32_t reserved[18];
 

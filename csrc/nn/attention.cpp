@@ -27,9 +27,10 @@ class Group {
     w_.kernels.rope(k, cosines, sines, pairs, n, 1.0f);
     KvCache& cache = *segment.cache;
     uint8_t* page = cache.pages()[position / kPagePositions];
-    w_.kernels.store_kv[cache.shape().format](k, k + w_.kv_width, static_cast<int>(n), static_cast<int>(cache.shape().v_stride()),
-                                              static_cast<int>(position % kPagePositions), page + cache.k_offset(layer_, kv_head_),
-                                              page + cache.v_offset(layer_, kv_head_));
+    w_.kernels.store_kv[cache.shape().format](
+        k, k + w_.kv_width, static_cast<int>(n), static_cast<int>(cache.shape().v_stride()),
+        static_cast<int>(position % kPagePositions), page + cache.k_offset(layer_, kv_head_),
+        page + cache.v_offset(layer_, kv_head_));
   }
 
   void attend(const Segment& segment, size_t offset, size_t n_rows) const {

@@ -17,7 +17,11 @@ constexpr size_t kRunBytes = 128 << 10;
 class PackedInput {
  public:
   PackedInput(Workspace& w, const LinearInput& input, bool int8, bool f32)
-      : w_(w), input_(input), needed_{int8, f32}, rows_(static_cast<size_t>(w.kernels.panel_rows)), shared_(n_panels() > 1) {
+      : w_(w),
+        input_(input),
+        needed_{int8, f32},
+        rows_(static_cast<size_t>(w.kernels.panel_rows)),
+        shared_(n_panels() > 1) {
     if (shared_) pack_all();
   }
 
@@ -84,7 +88,8 @@ int kind_of(const Matrix& weights, const LinearInput& input) {
 
 // Runs body(begin, end, thread) over n_tiles tiles, after each thread has prepared the input once.
 template <class Body>
-void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t n_tiles, size_t tile_bytes, const Body& body) {
+void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t n_tiles, size_t tile_bytes,
+                const Body& body) {
   const size_t threads = static_cast<size_t>(w.pool.n_threads());
   const size_t fair = std::max<size_t>(1, n_tiles / (threads * 6));
   const size_t grain = packed.n_panels() == 1 ? fair : std::min(fair, std::max<size_t>(1, kRunBytes / tile_bytes));
@@ -100,8 +105,8 @@ void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t
 }
 
 // Multiplies tiles [begin, end) of a matrix with one panel.
-void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weights, int kind, size_t panel, size_t begin, size_t end,
-              int thread, float* out, size_t stride, bool accumulate) {
+void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weights, int kind, size_t panel,
+              size_t begin, size_t end, int thread, float* out, size_t stride, bool accumulate) {
   const MatmulArgs args{weights.tiles + begin * weights.tile_bytes,
                         end - begin,
                         weights.tile_bytes,
@@ -116,12 +121,13 @@ void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weigh
 }
 
 float* own_tile(const Workspace& w, int thread, int which) {
-  return w.own_tiles + (static_cast<size_t>(thread) * 2 + static_cast<size_t>(which)) * kMaxPanelRows * Workspace::kOwnTileCols;
+  return w.own_tiles +
+         (static_cast<size_t>(thread) * 2 + static_cast<size_t>(which)) * kMaxPanelRows * Workspace::kOwnTileCols;
 }
 
 // out += gain ⊙ product, tile by tile: gains belong to the product alone.
-void accumulate_scaled(const Workspace& w, const LowRankJob& low, const PackedInput& packed, const Matrix& weights, int kind,
-                       size_t panel, const AdaptedTiles& to, int thread) {
+void accumulate_scaled(const Workspace& w, const LowRankJob& low, const PackedInput& packed, const Matrix& weights,
+                       int kind, size_t panel, const AdaptedTiles& to, int thread) {
   float* product = own_tile(w, thread, 0);
   for (size_t tile = to.begin; tile < to.end; ++tile) {
     multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, product, kTile, false);
@@ -152,9 +158,10 @@ void multiply_target(const Workspace& w, const LinearInput& input, const LowRank
 }
 
 // What adapters make of the products of tiles [begin, end) with one panel.
-void adapt(const LowRankJob& low, const PackedInput& packed, size_t target, size_t panel, size_t begin, size_t end, float* out,
-           size_t stride) {
-  const AdaptedTiles tiles{target, packed.first_row(panel), static_cast<size_t>(packed.rows_of(panel)), begin, end, out, stride};
+void adapt(const LowRankJob& low, const PackedInput& packed, size_t target, size_t panel, size_t begin, size_t end,
+           float* out, size_t stride) {
+  const AdaptedTiles tiles{target, packed.first_row(panel), static_cast<size_t>(packed.rows_of(panel)), begin, end, out,
+                           stride};
   low.apply_gain(tiles);
   low.add(tiles);
 }
@@ -183,32 +190,34 @@ void linear(Workspace& w, const LinearInput& input, std::initializer_list<Linear
   });
 }
 
-void linear_swiglu(Workspace& w, const LinearInput& input, const Matrix& gate, const Matrix& up, float* out, size_t stride) {
+void linear_swiglu(Workspace& w, const LinearInput& input, const Matrix& gate, const Matrix& up, float* out,
+                   size_t stride) {
   constexpr size_t kCols = Workspace::kOwnTileCols;
   const int gate_kind = kind_of(gate, input), up_kind = kind_of(up, input);
   LowRankJob low(w, input);
   const PackedInput packed(w, input, gate_kind == 0 || up_kind == 0, gate_kind == 1 || up_kind == 1);
-  over_tiles(w, low, packed, gate.n_tiles(), gate.tile_bytes + up.tile_bytes, [&](size_t begin, size_t end, int thread) {
-    float* gated = own_tile(w, thread, 0);
-    float* upped = own_tile(w, thread, 1);
-    low.prefetch(0, begin, end);
-    low.prefetch(1, begin, end);
-    // With one panel several tiles at a time, since a call for one costs as much as its adapters; else the weights of one stay at hand.
-    const size_t at_once = packed.n_panels() == 1 ? kCols / kTile : 1;
-    for (size_t tile = begin; tile < end; tile += at_once) {
-      const size_t last = std::min(tile + at_once, end);
-      for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
-        multiply(w, packed, gate, gate_kind, panel, tile, last, thread, gated, kCols, false);
-        multiply(w, packed, up, up_kind, panel, tile, last, thread, upped, kCols, false);
-        adapt(low, packed, 0, panel, tile, last, gated, kCols);
-        adapt(low, packed, 1, panel, tile, last, upped, kCols);
-        float* to = out + packed.first_row(panel) * stride + tile * kTile;
-        for (size_t r = 0; r < static_cast<size_t>(packed.rows_of(panel)); ++r) {
-          w.kernels.swiglu(gated + r * kCols, upped + r * kCols, (last - tile) * kTile, to + r * stride);
-        }
-      }
-    }
-  });
+  over_tiles(w, low, packed, gate.n_tiles(), gate.tile_bytes + up.tile_bytes,
+             [&](size_t begin, size_t end, int thread) {
+               float* gated = own_tile(w, thread, 0);
+               float* upped = own_tile(w, thread, 1);
+               low.prefetch(0, begin, end);
+               low.prefetch(1, begin, end);
+               // With one panel several tiles at a time, since a call for one costs as much as its adapters; else the weights of one stay at hand.
+               const size_t at_once = packed.n_panels() == 1 ? kCols / kTile : 1;
+               for (size_t tile = begin; tile < end; tile += at_once) {
+                 const size_t last = std::min(tile + at_once, end);
+                 for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
+                   multiply(w, packed, gate, gate_kind, panel, tile, last, thread, gated, kCols, false);
+                   multiply(w, packed, up, up_kind, panel, tile, last, thread, upped, kCols, false);
+                   adapt(low, packed, 0, panel, tile, last, gated, kCols);
+                   adapt(low, packed, 1, panel, tile, last, upped, kCols);
+                   float* to = out + packed.first_row(panel) * stride + tile * kTile;
+                   for (size_t r = 0; r < static_cast<size_t>(packed.rows_of(panel)); ++r) {
+                     w.kernels.swiglu(gated + r * kCols, upped + r * kCols, (last - tile) * kTile, to + r * stride);
+                   }
+                 }
+               }
+             });
 }
 
 void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weights, float* const* rows) {
@@ -224,7 +233,8 @@ void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weight
         multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, result, kTile, false);
         adapt(low, packed, 0, panel, tile, tile + 1, result, kTile);
         float* const* to = rows + packed.first_row(panel);
-        for (int r = 0; r < packed.rows_of(panel); ++r) std::memcpy(to[r] + tile * kTile, result + r * kTile, n * sizeof(float));
+        for (int r = 0; r < packed.rows_of(panel); ++r)
+          std::memcpy(to[r] + tile * kTile, result + r * kTile, n * sizeof(float));
       }
     }
   });

@@ -13,7 +13,7 @@ namespace pyinfer {
 
 // Rows that go into a product. With `norm`, each row is rms-normed first.
 struct LinearInput {
-  const float* x;     // (n_rows, stride)
+  const float* x;  // (n_rows, stride)
   size_t stride;
   size_t n_rows;
   size_t cols;
@@ -36,7 +36,8 @@ struct LinearTarget {
 void linear(Workspace& workspace, const LinearInput& input, std::initializer_list<LinearTarget> targets);
 
 // out (n_rows, stride) = silu(x · gateᵀ) · (x · upᵀ)
-void linear_swiglu(Workspace& workspace, const LinearInput& input, const Matrix& gate, const Matrix& up, float* out, size_t stride);
+void linear_swiglu(Workspace& workspace, const LinearInput& input, const Matrix& gate, const Matrix& up, float* out,
+                   size_t stride);
 
 // As `linear`, but each row goes to a place of its own with exactly `weights.rows` floats.
 void linear_scatter(Workspace& workspace, const LinearInput& input, const Matrix& weights, float* const* rows);

@@ -57,7 +57,8 @@ void Workspace::grow(const WorkspaceShape& more) {
   shape.needs_int8 |= more.needs_int8;
   shape.needs_f32 |= more.needs_f32;
   shape.low_rank = std::max(shape.low_rank, more.low_rank);
-  if (shape.needs_int8 == shape_.needs_int8 && shape.needs_f32 == shape_.needs_f32 && shape.low_rank == shape_.low_rank) return;
+  if (shape.needs_int8 == shape_.needs_int8 && shape.needs_f32 == shape_.needs_f32 && shape.low_rank == shape_.low_rank)
+    return;
   try {
     allocate(shape);
   } catch (...) {  // no memory: as it was

@@ -34,8 +34,8 @@ struct WorkspaceShape {
   size_t kv_width;
   size_t n_ff;
   size_t rope_pairs;
-  bool needs_int8;  // some matrix meets int8 activations
-  bool needs_f32;   // some matrix meets float activations
+  bool needs_int8;      // some matrix meets int8 activations
+  bool needs_f32;       // some matrix meets float activations
   size_t low_rank = 0;  // ranks of adapters that share an input, together, at most; a multiple of 16
 };
 
@@ -51,12 +51,12 @@ struct Workspace {
   const Kernels& kernels;
   ThreadPool& pool;
   size_t max_rows;
-  size_t max_cols;      // the widest input of any matrix
+  size_t max_cols;  // the widest input of any matrix
 
-  size_t x_stride;      // of x, in floats
-  size_t q_width;       // padded to whole tiles
-  size_t kv_width;      // padded to whole tiles
-  size_t qkv_stride;    // q_width + 2 · kv_width
+  size_t x_stride;    // of x, in floats
+  size_t q_width;     // padded to whole tiles
+  size_t kv_width;    // padded to whole tiles
+  size_t qkv_stride;  // q_width + 2 · kv_width
   size_t hidden_stride;
   size_t rope_pairs;
 
@@ -70,19 +70,19 @@ struct Workspace {
   // Packed inputs: of a whole step, and of one panel for each thread. Index 0 for int8, 1 for f32.
   uint8_t* panels[2];
   uint8_t* own_panels[2];
-  size_t row_bytes[2];       // of a panel row at max_cols
-  float* own_rows;           // (threads, kMaxPanelRows, max_cols) normed rows on their way into a panel
-  float* own_tiles;          // (threads, 2, kMaxPanelRows, tile columns) results on their way to an epilogue
+  size_t row_bytes[2];  // of a panel row at max_cols
+  float* own_rows;      // (threads, kMaxPanelRows, max_cols) normed rows on their way into a panel
+  float* own_tiles;     // (threads, 2, kMaxPanelRows, tile columns) results on their way to an epilogue
 
-  Segment* segments;         // (max_rows)
-  float** wanted;            // (max_rows) where logits go
+  Segment* segments;  // (max_rows)
+  float** wanted;     // (max_rows) where logits go
 
   // Adapters: see nn/low_rank.h. Room only where the shape's low_rank is not 0, but for the pieces.
   size_t low_rank;
-  Piece* pieces;                          // (max_rows)
-  float* low_rank_partial;                // (max_rows, chunks, low_rank)
-  float* low_rank_t;                      // (max_rows, low_rank), as a panel for each piece
-  std::atomic<uint32_t>* low_rank_done;   // (max_rows) parts done of each piece's t
+  Piece* pieces;                         // (max_rows)
+  float* low_rank_partial;               // (max_rows, chunks, low_rank)
+  float* low_rank_t;                     // (max_rows, low_rank), as a panel for each piece
+  std::atomic<uint32_t>* low_rank_done;  // (max_rows) parts done of each piece's t
 
   size_t bytes() const { return memory_.size(); }
   static constexpr size_t kOwnTileCols = 128;

@@ -117,7 +117,8 @@ TEST(rows, keys_and_values_are_stored_as_bytes_with_a_scale) {
     for (const std::size_t head_dim : {2, 6, 8, 14, 16, 48, 64, 80, 128, 1024}) {
       const std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim, 1e4);
       const std::size_t stride = reference::padded(head_dim, 16), slot = 63;
-      std::vector<std::uint8_t> keys((head_dim + 4) * kPagePositions, 0xab), values((stride + 4) * kPagePositions, 0xab);
+      std::vector<std::uint8_t> keys((head_dim + 4) * kPagePositions, 0xab),
+          values((stride + 4) * kPagePositions, 0xab);
       kernels.store_kv[kKvQ8](k.data(), v.data(), static_cast<int>(head_dim), static_cast<int>(stride),
                               static_cast<int>(slot), keys.data(), values.data());
       const auto check = [&](const std::vector<float>& x, const std::vector<std::uint8_t>& place, std::size_t width,

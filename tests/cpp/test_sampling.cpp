@@ -323,16 +323,10 @@ TEST(sampling, parameters_outside_their_limits_are_refused) {
   check_refused([](SamplingParams& p) { p.frequency_penalty = nan_value; }, "frequency_penalty: expected");
   check_refused([](SamplingParams& p) { p.penalty_window = -1; }, "penalty_window: expected 0 to 1048576, found -1");
   check_refused([](SamplingParams& p) { p.penalty_window = 1048577; }, "penalty_window: expected");
-  check_refused(
-      [](SamplingParams& p) {
-        p.logit_bias = {{100, 0.0f}};
-      },
-      "token of logit_bias: expected 0 to 99, found 100");
-  check_refused(
-      [](SamplingParams& p) {
-        p.logit_bias = {{-1, 0.0f}};
-      },
-      "token of logit_bias: expected 0 to 99, found -1");
+  check_refused([](SamplingParams& p) { p.logit_bias = {{100, 0.0f}}; },
+                "token of logit_bias: expected 0 to 99, found 100");
+  check_refused([](SamplingParams& p) { p.logit_bias = {{-1, 0.0f}}; },
+                "token of logit_bias: expected 0 to 99, found -1");
   check_refused([](SamplingParams& p) { p.logit_bias = {{5, nan_value}}; }, "logit_bias[5]: expected");
   check_refused([](SamplingParams& p) { p.logit_bias = {{5, inf}}; }, "logit_bias[5]: expected");
   check_refused([](SamplingParams& p) { p.logit_bias = {{5, 1.0f}, {6, 1.0f}, {5, 2.0f}}; }, "token 5 twice");

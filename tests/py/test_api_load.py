@@ -57,10 +57,12 @@ def test_context_is_as_asked_and_within_what_was_trained(stories_model_bin: Path
 
 def test_keys_and_values_as_bytes_take_less(stories_model_bin: Path, stories: Model) -> None:
     with load(stories_model_bin, threads=1, kv="q8") as model:
-        assert model.memory()["kv_cache"] < 0.8 * stories.memory()["kv_cache"]  # heads of 8: a scale weighs much
+        assert (
+            model.memory()["kv_cache"] < 0.8 * stories.memory()["kv_cache"]
+        )  # heads of 8: a scale weighs much
         ours, halves = model.logits("Lily and her dog"), stories.logits("Lily and her dog")
         assert not np.array_equal(ours, halves)
-        assert np.abs(ours - halves).max() < 0.5
+        assert np.abs(ours - halves).max() < 0.05 * np.ptp(halves)
     with pytest.raises(RequestError, match="kv: expected f16 or q8, found 'q4'"):
         load(stories_model_bin, kv="q4")  # type: ignore[arg-type]
 

@@ -39,8 +39,11 @@ def exact(smollm2_gguf: Path) -> NDArray[np.float64]:
 
 def ours(model: Path, activations: str, kv: str = "f16") -> NDArray[np.float32]:
     engine = _core.Engine(_core.ModelFile(str(model)), 2, activations)  # type: ignore[arg-type]
-    return _core.Session(engine, POSITIONS, kv).eval(  # type: ignore[arg-type]
-        np.array(prose()["ids"][:POSITIONS], np.int32), "all")
+    return _core.Session(
+        engine, POSITIONS, kv
+    ).eval(  # type: ignore[arg-type]
+        np.array(prose()["ids"][:POSITIONS], np.int32), "all"
+    )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BLOCKS if kind != "F32"])

@@ -16,7 +16,9 @@ struct U4 {
   typedef __m256i Sum;
   static Weights prepare(B a) { return a; }
   static Sum start(I) { return _mm256_setzero_si256(); }
-  static Sum add(Sum sum, Weights w, const int8_t* x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, four_bytes(x))); }
+  static Sum add(Sum sum, Weights w, const int8_t* x) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, four_bytes(x)));
+  }
   static I finish(Sum sum, I offset) { return _mm256_add_epi32(widen_pairs(sum), offset); }
 };
 

@@ -45,8 +45,8 @@ inline I i_set(int32_t x) { return _mm512_set1_epi32(x); }
 inline I i_add(I a, I b) { return _mm512_add_epi32(a, b); }
 inline I i_and(I a, I b) { return _mm512_and_si512(a, b); }
 inline I i_shl(I a, int n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
-inline I i_shr(I a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }   // zeros come in
-inline I i_sra(I a, int n) { return _mm512_sra_epi32(a, _mm_cvtsi32_si128(n)); }   // signs come in
+inline I i_shr(I a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }  // zeros come in
+inline I i_sra(I a, int n) { return _mm512_sra_epi32(a, _mm_cvtsi32_si128(n)); }  // signs come in
 inline I i_load(const void* p) { return _mm512_loadu_si512(p); }
 inline I i_sub(I a, I b) { return _mm512_sub_epi32(a, b); }
 inline I i_load_bytes(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
@@ -61,7 +61,8 @@ inline B b_high_nibbles(B a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), 
 // low | (high shifted by Shift, left if positive) & mask, byte by byte; bits that cross a byte are masked away.
 template <int Shift>
 inline B b_insert(B low, B high, int mask) {
-  const B shifted = Shift >= 0 ? _mm512_slli_epi16(high, Shift >= 0 ? Shift : 0) : _mm512_srli_epi16(high, Shift < 0 ? -Shift : 0);
+  const B shifted =
+      Shift >= 0 ? _mm512_slli_epi16(high, Shift >= 0 ? Shift : 0) : _mm512_srli_epi16(high, Shift < 0 ? -Shift : 0);
   return _mm512_ternarylogic_epi32(low, shifted, _mm512_set1_epi8((char)mask), 0xF8);
 }
 
