@@ -83,7 +83,7 @@ def load(
         raise RequestError(f"path_or_name: expected a path or a name, found {type(path_or_name).__name__}")
     _require_whole("threads", threads, 1, MOST_THREADS)
     _require_whole("context", context, 1)
-    chosen = _activations(activations)
+    chosen = chosen_activations(activations)
     if kv not in ("f16", "q8"):
         raise RequestError(f"kv: expected f16 or q8, found {kv!r}")
     from pyinfer import hub
@@ -362,7 +362,8 @@ class Model(Answering):
         return engine
 
 
-def _activations(given: str | None) -> Activations:
+def chosen_activations(given: str | None) -> Activations:
+    """What was asked for, else what PYINFER_ACTIVATIONS says, else int8; RequestError for anything else."""
     source = "activations" if given is not None else "PYINFER_ACTIVATIONS"
     value = given if given is not None else os.environ.get("PYINFER_ACTIVATIONS") or "int8"
     if value not in ("int8", "f32"):

@@ -24,12 +24,6 @@
 namespace pyinfer {
 namespace {
 
-template <class F>
-constexpr bool is_float = F::kGroupCols == kFloatGroup;
-// Formats that hold the blocks of K sources as they are; floats are not packed to them.
-template <class F>
-constexpr bool is_super = F::kGroupCols == kSuperGroup;
-
 [[noreturn]] void refuse_floats(const char* name) {
   throw Error(ErrorKind::request, "format: expected one that floats can be packed to, found " + std::string(name));
 }
@@ -109,7 +103,7 @@ void pack_row(const float* x, size_t row, size_t cols, typename F::Group* tile) 
   const int lane = static_cast<int>(row % kTileRows);
   for (size_t g = 0; g < n_groups; ++g) {
     const float* values = x + g * F::kGroupCols;
-    if constexpr (is_float<F>) {
+    if constexpr (is_float_format<F>) {
       for (int c = 0; c < kFloatGroup; ++c) {
         tile[g].v[c][lane] = F::encode(values[c]);
         if (!std::isfinite(F::value(tile[g], lane, c))) {
@@ -158,11 +152,11 @@ void decode_row(const uint8_t* data, size_t cols, float* x) {
 // Whether a source's integers mean the same in format F.
 template <class S, class F>
 constexpr bool carries_over() {
-  if constexpr (is_super<F>) {
+  if constexpr (is_super_format<F>) {
     return (std::is_same_v<S, SourceQ4_K> && std::is_same_v<F, Q4K>) ||
            (std::is_same_v<S, SourceQ5_K> && std::is_same_v<F, Q5K>) ||
            (std::is_same_v<S, SourceQ6_K> && std::is_same_v<F, Q6K>);
-  } else if constexpr (is_float<F> || S::kValues == 1) {
+  } else if constexpr (is_float_format<F> || S::kValues == 1) {
     return false;
   } else if constexpr (std::is_same_v<S, SourceQ4_0>) {
     return std::is_same_v<F, Q4>;
@@ -294,7 +288,7 @@ size_t packed_bytes(Format format, size_t rows, size_t cols) {
 void pack(Format format, const float* values, size_t rows, size_t cols, uint8_t* packed) {
   clear_last_tile(format, rows, cols, packed);
   visit_format(format, [&]<class F>(F) {
-    if constexpr (is_super<F>) {
+    if constexpr (is_super_format<F>) {
       refuse_floats(format_name(format));
     } else {
       std::vector<float> x(round_up(cols, F::kGroupCols));
@@ -319,9 +313,9 @@ void repack(Source source, Format format, const uint8_t* data, size_t rows, size
       std::vector<float> x(round_up(cols, F::kGroupCols));
       for (size_t row = 0; row < rows; ++row) {
         typename F::Group* tile = tile_of<F>(packed, row, cols);
-        if constexpr (carries_over<S, F>() && is_super<F>) {
+        if constexpr (carries_over<S, F>() && is_super_format<F>) {
           carry_super_row<S, F>(data + row * row_bytes, row, cols, tile);
-        } else if constexpr (is_super<F>) {
+        } else if constexpr (is_super_format<F>) {
           refuse_floats(format_name(format));
         } else if constexpr (carries_over<S, F>()) {
           carry_row<S, F>(data + row * row_bytes, row, cols, tile);

@@ -13,6 +13,12 @@ constexpr int kQuantGroup = 64;   // columns a group of the quantised formats
 constexpr int kSuperGroup = 256;  // columns a group of the K formats: blocks with integer scales under one half
 constexpr int kFloatGroup = 4;    // columns a group of the float formats
 
+// The two kinds of format that differ from "integers in groups of 64 columns": floats, and blocks of K sources as they are.
+template <class Format>
+constexpr bool is_float_format = Format::kGroupCols == kFloatGroup;
+template <class Format>
+constexpr bool is_super_format = Format::kGroupCols == kSuperGroup;
+
 // One block of one row, before it is put into a tile: value = d · q + m (q4: d · (q − 8)).
 struct Block {
   int8_t q[kBlock];

@@ -15,11 +15,6 @@
 namespace pyinfer {
 namespace {
 
-template <class Format>
-constexpr bool is_float_format = Format::kGroupCols == kFloatGroup;
-template <class Format>
-constexpr bool is_super_format = Format::kGroupCols == kSuperGroup;
-
 // The scales of run `run` of a group, for one strip. A run is the columns that share a scale.
 template <class Format>
 inline F run_scale(const typename Format::Group& group, int run, int strip) {

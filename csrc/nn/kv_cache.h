@@ -45,7 +45,6 @@ class KvCache {
     return (layer * shape_.n_kv_heads + kv_head) * (shape_.k_bytes() + shape_.v_bytes());
   }
   size_t v_offset(size_t layer, size_t kv_head) const { return k_offset(layer, kv_head) + shape_.k_bytes(); }
-  size_t bytes() const { return memory_.size(); }
 
  private:
   KvShape shape_;

@@ -142,7 +142,6 @@ void accumulate_scaled(const Workspace& w, const LowRankJob& low, const PackedIn
 void multiply_target(const Workspace& w, const LinearInput& input, const LowRankJob& low, const PackedInput& packed,
                      const LinearTarget& target, size_t number, size_t begin, size_t end, int thread) {
   const int kind = kind_of(*target.weights, input);
-  low.prefetch(number, begin, end);
   for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
     const size_t first = packed.first_row(panel), n_rows = static_cast<size_t>(packed.rows_of(panel));
     float* out = target.out + first * target.stride + begin * kTile;
@@ -200,8 +199,6 @@ void linear_swiglu(Workspace& w, const LinearInput& input, const Matrix& gate, c
              [&](size_t begin, size_t end, int thread) {
                float* gated = own_tile(w, thread, 0);
                float* upped = own_tile(w, thread, 1);
-               low.prefetch(0, begin, end);
-               low.prefetch(1, begin, end);
                // With one panel several tiles at a time, since a call for one costs as much as its adapters; else the weights of one stay at hand.
                const size_t at_once = packed.n_panels() == 1 ? kCols / kTile : 1;
                for (size_t tile = begin; tile < end; tile += at_once) {
@@ -226,7 +223,6 @@ void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weight
   const PackedInput packed(w, input, kind == 0, kind == 1);
   over_tiles(w, low, packed, weights.n_tiles(), weights.tile_bytes, [&](size_t begin, size_t end, int thread) {
     float* result = own_tile(w, thread, 0);
-    low.prefetch(0, begin, end);
     for (size_t tile = begin; tile < end; ++tile) {
       const size_t n = std::min(kTile, weights.rows - tile * kTile);
       for (size_t panel = 0; panel < packed.n_panels(); ++panel) {

@@ -132,14 +132,6 @@ void LowRankJob::wait() const {
   for (int spin = 0; n_unfinished_.load(std::memory_order_acquire) != 0; ++spin) cpu_wait(spin);
 }
 
-void LowRankJob::prefetch(size_t target, size_t begin, size_t end) const {
-  if (input_.pieces.size() != 1) return;  // more of them than fit a cache, or what one has read serves the next
-  const LowRank& low = adapted(input_.pieces[0]).targets[target];
-  if (low.b.tiles == nullptr) return;
-  for (size_t at = begin * low.b.tile_bytes; at < end * low.b.tile_bytes; at += 64)
-    __builtin_prefetch(low.b.tiles + at);
-}
-
 bool LowRankJob::has_gain(size_t target, size_t first_row, size_t n_rows) const {
   if (!has_gains_) return false;
   const auto pieces = pieces_in(input_.pieces, first_row, n_rows);

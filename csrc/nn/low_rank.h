@@ -32,8 +32,6 @@ class LowRankJob {
 
   // To be called by a thread before its first tiles: makes parts of t until all are taken. Uses the thread's own rows and panels.
   void help(int thread);
-  // Fetches B of the tiles into the cache, to be called before the base's product of the same tiles.
-  void prefetch(size_t target, size_t begin, size_t end) const;
 
   // Whether a stack scales the base's product of the target in some of these rows: such a product must not be accumulated at once.
   bool has_gain(size_t target, size_t first_row, size_t n_rows) const;

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
-from typing import IO, TYPE_CHECKING, Literal, cast
+from typing import IO, TYPE_CHECKING, Literal
 
 from pyinfer.cli import terminal
 from pyinfer.errors import RequestError
@@ -26,10 +25,9 @@ def model_file(options: argparse.Namespace) -> _core.ModelFile:
 
 def activations(options: argparse.Namespace) -> Literal["int8", "f32"]:
     """What was asked for, by option or by PYINFER_ACTIVATIONS; int8 otherwise."""
-    chosen = options.activations or os.environ.get("PYINFER_ACTIVATIONS") or "int8"
-    if chosen not in ("int8", "f32"):
-        raise RequestError(f"PYINFER_ACTIVATIONS: expected int8 or f32, found {chosen!r}")
-    return cast(Literal["int8", "f32"], chosen)
+    from pyinfer.model import chosen_activations
+
+    return chosen_activations(options.activations)
 
 
 def text(stream: IO[bytes], where: str) -> str:
