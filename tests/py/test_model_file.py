@@ -44,9 +44,8 @@ def test_reader_written_from_the_page_sees_what_the_core_sees(shape: Shape, tiny
         if record.format != "vector":
             unpacked = _core.unpack(record.format, record.data, record.rows, record.cols)
             assert np.array_equal(unpacked.view(np.uint32), record.values().view(np.uint32))
-    numbers = {name: value for name, value in core.spec.items() if name != "tied_head"}
-    assert numbers == {name: page.spec[name] for name in numbers}
-    assert core.spec["tied_head"] == bool(int(page.spec["flags"]) & 1)
+    by_page = {**page.spec, **page.marks, **{flag: page.has(flag) for flag in model_bin.FLAGS}}
+    assert core.spec == {name: by_page[name] for name in core.spec}
     assert (core.metadata(), core.tokenizer()) == (page.metadata, page.tokenizer)
     assert core.file_bytes == page.header["file_bytes"]
 
