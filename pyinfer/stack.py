@@ -18,7 +18,7 @@ from pyinfer import _core
 from pyinfer.adapters import Weighted
 from pyinfer.convert.adapter import AdapterSource, LowRank, Replaced, Values, as_float
 from pyinfer.convert.checkpoint import NO_LAYER, Spec, role_shapes
-from pyinfer.convert.families.llama import half_split_order
+from pyinfer.convert.families.rotary_order import half_split_order
 from pyinfer.errors import ModelFileError, UnsupportedError
 
 __all__ = ["Change", "NewTensor", "Stack", "base_reader", "stacked"]

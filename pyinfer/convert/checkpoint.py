@@ -50,6 +50,8 @@ FAMILY_ROLES = {
     "post_norms": ("post_attn_norm", "post_ffn_norm"),
 }
 """Tensors that every layer has where a flag of `Spec` says so."""
+FUSED_ROLES = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+"""Matrices that some families store as one: role of the whole -> roles of the pieces, from the first row on."""
 VECTOR_ROLES = (
     "attn_norm", "ffn_norm", "final_norm", "rope_freqs", "rope_freqs_local", "rope_freqs_long",
     *(role for roles in FAMILY_ROLES.values() for role in roles),
@@ -212,8 +214,8 @@ def _check_factor(name: str, value: float) -> None:
 
 
 def role_shapes(spec: Spec) -> dict[str, tuple[int, int]]:
-    """Role -> (rows, cols) of every tensor that checkpoints of this model store; vectors have one row. The head is there
-    also where it is the embedding.
+    """Role -> (rows, cols) of every tensor that checkpoints of this model store; vectors have one row. The head
+    is there also where it is the embedding.
     """
     q_dim, kv_dim = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
     shapes = {

@@ -1,0 +1,87 @@
+"""Every family against `transformers`, from Hugging Face folders and from GGUF files; and the same bits however computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import family_golden
+from family_golden import ARCHITECTURES, FOLDER, NAMES
+from probing import ISAS, probe_logits
+from pyinfer import _core, convert
+from reference.llama import kl
+
+MOST_KL = 1e-6
+Converted = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    """(family, source) -> model.bin with float weights: `huggingface` in f32 or f16, or `gguf`."""
+
+    @cache
+    def made(name: str, source: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        if source == "gguf":
+            convert.convert(family_golden.write(name, folder / "model.gguf"), folder / "model.bin")
+        else:
+            convert.convert(FOLDER / name, folder / "model.bin", weights=source.removeprefix("huggingface "))
+        return folder / "model.bin"
+
+    return made
+
+
+def logits(path: Path, tokens: NDArray[np.int32], chunk: int = 512) -> NDArray[np.float32]:
+    engine = _core.Engine(_core.ModelFile(str(path)), 2, "f32")
+    return _core.Session(engine, len(tokens)).eval(tokens, "all", chunk)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_those_of_transformers(name: str, converted: Converted) -> None:
+    for text in family_golden.texts(name):
+        ours = logits(converted(name, "huggingface f32"), text.tokens)[text.positions]
+        assert kl(text.logits.astype(np.float64), ours).mean() <= MOST_KL
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gguf_files_give_the_same_logits(name: str, converted: Converted) -> None:
+    for text in family_golden.texts(name):
+        ours = logits(converted(name, "gguf"), text.tokens)
+        assert kl(text.logits.astype(np.float64), ours[text.positions]).mean() <= MOST_KL
+        from_folder = logits(converted(name, "huggingface f16"), text.tokens)
+        if name == "llama":  # factors of frequencies are rounded to float32 there
+            assert kl(from_folder.astype(np.float64), ours).max() <= MOST_KL
+        else:
+            assert np.array_equal(ours.view(np.uint32), from_folder.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral", "phi3", "qwen2"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+def test_bits_do_not_depend_on_threads_or_chunks(
+    name: str, isa: str, activations: str, converted: Converted, tmp_path: Path
+) -> None:
+    *_, text = family_golden.texts(name)
+    path = converted(name, "huggingface q8")
+    answer = probe_logits(path, [int(i) for i in text.tokens], tmp_path, isa, activations)
+    assert answer.isa == isa and np.isfinite(answer.logits).all()
+    assert len(set(answer.digests.values())) == 1
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "qwen2"])
+def test_bits_do_not_depend_on_neighbours(name: str, converted: Converted) -> None:
+    *_, text = family_golden.texts(name)
+    engine = _core.Engine(_core.ModelFile(str(converted(name, "huggingface q8"))), 2)
+    alone = _core.Session(engine, 100).eval(text.tokens, "all")
+    mine, other = _core.Session(engine, 100), _core.Session(engine, 100)
+    got = []
+    for at in range(0, 100, 20):
+        rest = text.tokens[::-1][at : at + 13].copy()
+        items = [(other, rest, "none"), (mine, text.tokens[at : at + 20].copy(), "all")]
+        got.append(_core.forward(engine, items)[1])  # type: ignore[arg-type]
+    assert np.array_equal(np.concatenate(got).view(np.uint32), alone.view(np.uint32))
