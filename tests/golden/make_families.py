@@ -36,7 +36,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 64, "rope_theta": 500.0,
 }  # fmt: skip
 YARN = {
-    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 8.0,
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 2.0,
+    "beta_slow": 0.25,
     "rope_theta": 1000.0,
 }  # fmt: skip
 LONGROPE = {
@@ -96,7 +97,7 @@ def spread(name: str, shape: torch.Size, config: Any) -> tuple[float, float]:
         return 0.0, 2 * into if config.tie_word_embeddings else 1.0
     if "lm_head" in name:
         return 0.0, 2 * into
-    return 0.0, 1.2 * into
+    return 0.0, into
 
 
 def make(name: str, changes: dict[str, Any]) -> None:

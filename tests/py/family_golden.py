@@ -122,7 +122,7 @@ def _keys(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     if rope["rope_type"] in ("linear", "yarn"):
         keys |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": rope["factor"]}
     if rope["rope_type"] == "yarn":
-        keys |= {"rope.scaling.yarn_beta_fast": rope["beta_fast"]}
+        keys |= {f"rope.scaling.yarn_{beta}": rope[beta] for beta in ("beta_fast", "beta_slow")}
     if "original_max_position_embeddings" in rope and rope["rope_type"] != "llama3":
         keys["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
     if rope["rope_type"] == "longrope":

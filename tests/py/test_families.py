@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -85,3 +87,44 @@ def test_bits_do_not_depend_on_neighbours(name: str, converted: Converted) -> No
         items = [(other, rest, "none"), (mine, text.tokens[at : at + 20].copy(), "all")]
         got.append(_core.forward(engine, items)[1])  # type: ignore[arg-type]
     assert np.array_equal(np.concatenate(got).view(np.uint32), alone.view(np.uint32))
+
+
+# A golden file that does not notice a setting proves nothing about it
+
+SETTINGS: dict[str, list[dict[str, object]]] = {
+    "llama": [{"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}],
+    "llama_linear": [{"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}],
+    "llama_yarn": [
+        {"rope_parameters": family_golden.config("llama_yarn")["rope_parameters"] | {"attention_factor": 1.0}},
+        {"rope_parameters": family_golden.config("llama_yarn")["rope_parameters"] | {"beta_fast": 32.0}},
+        {"rope_parameters": family_golden.config("llama_yarn")["rope_parameters"] | {"beta_slow": 1.0}},
+    ],
+    "mistral": [{"sliding_window": None}, {"sliding_window": 20}, {"sliding_window": 22}],
+    "qwen2_windows": [{"layer_types": None, "max_window_layers": 0}, {"use_sliding_window": False}],
+    "phi3": [{"sliding_window": None}, {"max_position_embeddings": 128}],
+    "gemma2": [
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        {"attn_logit_softcapping": None},
+        {"final_logit_softcapping": None},
+        {"query_pre_attn_scalar": 12},
+        {"sliding_window": 19},
+    ],
+    "gemma3": [
+        {"layer_types": ["sliding_attention"] * 7},
+        {"rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0}, "rope_local_base_freq": 1e6},
+    ],
+    "smollm3": [{"no_rope_layers": [1, 1, 1, 1]}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name,changes", [(name, changes) for name, some in SETTINGS.items() for changes in some]
+)
+def test_every_setting_shows(name: str, changes: dict[str, object], tmp_path: Path) -> None:
+    shutil.copytree(FOLDER / name, tmp_path / name)
+    settings = family_golden.config(name) | changes
+    (tmp_path / name / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    convert.convert(tmp_path / name, tmp_path / "other.bin", weights="f32")
+    *_, text = family_golden.texts(name)
+    ours = logits(tmp_path / "other.bin", text.tokens)[text.positions]
+    assert kl(text.logits.astype(np.float64), ours).max() > 100 * MOST_KL
