@@ -1,11 +1,12 @@
-"""Makes the golden files of model families: tiny random models and their logits by `transformers`; run it only to change them.
+"""Makes the golden files of model families: tiny random models and their logits by `transformers`; run it only
+to change them.
 
     pip install torch==2.13.0 transformers==5.24.0 safetensors numpy
     python tests/golden/make_families.py [NAME ...]
 
-families/NAME/ holds config.json, model.safetensors (float16, which the model's float32 values are) and logits.npz: for each
-text its tokens, some positions, and the float32 logits after those. Windows are shorter than the texts, caps lie where scores
-are, biases and norms are far from 0 and 1: what a reader forgets shows.
+families/NAME/ holds config.json, model.safetensors (float16, which the model's float32 values are) and
+logits.npz: for each text its tokens, some positions, and the float32 logits after those. Windows are shorter
+than the texts, caps lie where scores are, biases and norms are far from 0 and 1: what a reader forgets shows.
 """
 
 from __future__ import annotations
@@ -120,7 +121,9 @@ def make(name: str, changes: dict[str, Any]) -> None:
     for key in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
         kept.pop(key, None)
     (folder / "config.json").write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    save_file({key: value.detach().half() for key, value in model.named_parameters()}, folder / "model.safetensors")
+    save_file(
+        {key: value.detach().half() for key, value in model.named_parameters()}, folder / "model.safetensors"
+    )
     arrays: dict[str, np.ndarray] = {}
     for i, length in enumerate(lengths):
         tokens = torch.randint(0, config.vocab_size, (1, length), generator=random)
@@ -128,7 +131,9 @@ def make(name: str, changes: dict[str, Any]) -> None:
         with torch.no_grad():
             logits = model(tokens).logits[0].numpy()[positions]
         arrays |= {f"tokens{i}": tokens[0].numpy(), f"positions{i}": positions, f"logits{i}": logits}
-        print(f"{name}: {length} tokens, logits spread {logits.std():.2f}, {float(np.abs(logits).max()):.2f} at most")
+        print(
+            f"{name}: {length} tokens, logits spread {logits.std():.2f}, {float(np.abs(logits).max()):.2f} at most"
+        )
     np.savez_compressed(folder / "logits.npz", **arrays)
 
 

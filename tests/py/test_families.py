@@ -1,4 +1,6 @@
-"""Every family against `transformers`, from Hugging Face folders and from GGUF files; and the same bits however computed."""
+"""Every family against `transformers`, from Hugging Face folders and from GGUF files; and the same bits however
+computed.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,7 @@ SETTINGS: dict[str, list[dict[str, object]]] = {
     ],
     "gemma3": [
         {"layer_types": ["sliding_attention"] * 7},
-        {"rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0}, "rope_local_base_freq": 1e6},
+        {"rope_parameters": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 1e6, "rope_local_base_freq": 1e6},
     ],
     "smollm3": [{"no_rope_layers": [1, 1, 1, 1]}],
 }  # fmt: skip

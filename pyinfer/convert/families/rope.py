@@ -120,6 +120,8 @@ def yarn(
 ) -> Rope:
     """YaRN, with the paper's magnitude 0.1 ln(factor) + 1 unless another is given."""
     usual = frequencies(rope_dim, theta)
+    if theta <= 1:
+        raise ModelFileError(f"rope_theta: expected a number above 1 for yarn, found {theta}")
 
     def pair_that_turns(times: float) -> float:
         return rope_dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
