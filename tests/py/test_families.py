@@ -18,9 +18,12 @@ import family_golden
 from family_golden import ARCHITECTURES, FOLDER, NAMES
 from probing import ISAS, probe_logits
 from pyinfer import _core, convert
-from reference.llama import kl
+from reference import llama, model_bin
+from reference.llama import Rounding, kl
 
-MOST_KL = 1e-6
+MOST_KL = 1e-6  # mean over positions, rounding of the cache to halves included
+TYPICAL_KL = 1e-8  # of a position at which nothing falls between two integers
+INT8 = Rounding(int8_activations=True, f16_cache=True)
 Converted = Callable[[str, str], Path]
 
 
@@ -62,6 +65,27 @@ def test_gguf_files_give_the_same_logits(name: str, converted: Converted) -> Non
             assert kl(from_folder.astype(np.float64), ours).max() <= MOST_KL
         else:
             assert np.array_equal(ours.view(np.uint32), from_folder.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_int8_activations_meet_the_reference(name: str, converted: Converted) -> None:
+    """The reference quantises too; short texts, of which most have no value that falls between two integers."""
+    path = converted(name, "huggingface q8")
+    weights = llama.from_model_bin(model_bin.read(path))
+    engine, off = _core.Engine(_core.ModelFile(str(path)), 2, "int8"), []
+    for seed in range(12):
+        ids = np.random.default_rng(seed).integers(0, 264, 3).astype(np.int32)
+        simulated = llama.logits(weights, [int(i) for i in ids], INT8)
+        off.append(kl(simulated, _core.Session(engine, len(ids)).eval(ids, "all")).max())
+    assert np.quantile(off, 0.25) <= TYPICAL_KL  # wrong arithmetic would show in every text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_meets_transformers(name: str, converted: Converted) -> None:
+    text = next(family_golden.texts(name))  # the shortest, which no other frequencies are for
+    weights = llama.from_model_bin(model_bin.read(converted(name, "huggingface f32")))
+    exact = llama.logits(weights, [int(i) for i in text.tokens])
+    assert kl(exact[text.positions], text.logits).max() <= TYPICAL_KL
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "mistral", "phi3", "qwen2"])
