@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,8 @@ def interleaved(values: NDArray[Any], head_dim: int) -> NDArray[Any]:
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(values.shape)
 
 
-def write(name: str, path: Path) -> Path:
-    """Writes the GGUF file of a family: matrices in F16, vectors in F32."""
+def write(name: str, path: Path, more: Mapping[str, Any] | None = None) -> Path:
+    """Writes the GGUF file of a family: matrices in F16, vectors in F32; `more` are keys to add or replace."""
     architecture, settings = ARCHITECTURES[name], config(name)
     gemma = architecture.startswith("gemma")
     tensors = []
@@ -95,7 +95,9 @@ def write(name: str, path: Path) -> Path:
         tensors.append(Tensor(gguf_name(source, gemma), kind, rows, values.shape[-1], data))
     keys = {f"{architecture}.{key}": value for key, value in _keys(name, settings).items()}
     factors = _factors(settings)
-    return write_gguf(path, {"general.architecture": architecture, **keys}, [*tensors, *factors])
+    return write_gguf(
+        path, {"general.architecture": architecture, **keys, **(more or {})}, [*tensors, *factors]
+    )
 
 
 def _rope(settings: dict[str, Any]) -> dict[str, Any]:
