@@ -159,14 +159,19 @@ def test_norms_of_heads_may_be_replaced(tmp_path: Path) -> None:
     assert_same("qwen3", adapter, folder_of("qwen3", merged, tmp_path / "merged"), tmp_path)
 
 
-def test_merging_into_a_family_with_fused_modules(tmp_path: Path) -> None:
+@pytest.mark.parametrize("from_model_bin", [False, True])
+def test_merging_into_a_family_with_fused_modules(from_model_bin: bool, tmp_path: Path) -> None:
     modules = ("qkv_proj", "gate_up_proj")
     factors, merged = changes(weights_of("phi3"), modules)
     adapter = lora_writer.write(tmp_path / "adapter", settings(modules), factors)
     folder = folder_of("phi3", merged, tmp_path / "merged")
     convert.convert(folder, tmp_path / "merged.bin", weights="f32")
     weighted = ((Adapter.load(adapter), 1.0),)
-    merging.convert_merged(family_golden.FOLDER / "phi3", tmp_path / "ours.bin", weighted, weights="f32")
+    source, weights = family_golden.FOLDER / "phi3", "f32"
+    if from_model_bin:
+        convert.convert(source, tmp_path / "base.bin", weights="f32")
+        source, weights = tmp_path / "base.bin", None
+    merging.convert_merged(source, tmp_path / "ours.bin", weighted, weights=weights)
     *_, text = family_golden.texts("phi3")
     expected = logits(tmp_path / "merged.bin", text.tokens).astype(np.float64)
     assert kl(expected, logits(tmp_path / "ours.bin", text.tokens)).mean() <= SAME

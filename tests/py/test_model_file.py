@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import family_golden
 from probing import run_python
-from pyinfer import _core
+from pyinfer import _core, convert
 from pyinfer.errors import ModelFileError, RequestError
 from reference import gguf, llama, model_bin
 from tiny_models import SHAPES, TYPE_SHAPES, TYPES, Shape
@@ -203,6 +204,28 @@ def test_random_heads_under_a_right_checksum_never_crash(base: Path) -> None:
         cases.append((with_crc(raw, [(int(at), rng.bytes(1)) for at in places]), None))
     odd = {answer for answer in probe(base, cases) if answer != "opened" and not refused(answer)}
     assert not odd
+
+
+@pytest.fixture(scope="module")
+def featured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of version 2 with most of what families have."""
+    path = tmp_path_factory.mktemp("gemma3") / "model.bin"
+    convert.convert(family_golden.FOLDER / "gemma3", path)
+    return path
+
+
+def test_random_features_under_a_right_checksum_never_crash(featured: Path) -> None:
+    raw, rng = featured.read_bytes(), np.random.default_rng(8)
+    at = model_bin.SPEC_AT
+    assert probe(featured, [([], None)]) == ["opened"] and raw[at] == 2
+    cases = []
+    for _ in range(700):
+        places = rng.choice(range(at + 32, at + 128), rng.integers(1, 3))
+        bits = [(int(place), bytes([raw[place] ^ (1 << int(rng.integers(0, 8)))])) for place in places]
+        cases.append((with_crc(raw, bits), None))
+    answers = probe(featured, cases)
+    assert not {answer for answer in answers if answer != "opened" and not refused(answer)}
+    assert {"opened"} < set(answers)
 
 
 def record(raw: bytes, i: int) -> bytes:
