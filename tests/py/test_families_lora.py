@@ -105,19 +105,22 @@ def test_linears(name: str, modules: Sequence[str], tmp_path: Path) -> None:
     assert_same(name, adapter, folder_of(name, merged, tmp_path / "merged"), tmp_path)
 
 
-def test_dora_of_a_fused_module(tmp_path: Path) -> None:
-    """Each row of W + BA gets a length of its own, whatever matrix it belongs to."""
-    weights = weights_of("phi3")
-    factors, merged = changes(weights, ("qkv_proj",))
+@pytest.mark.parametrize(
+    "name,module", [("phi3", "qkv_proj"), ("qwen2", "q_proj"), ("llama_linear", "o_proj")]
+)
+def test_dora_leaves_biases_alone(name: str, module: str, tmp_path: Path) -> None:
+    """Each row of W + BA gets a length of its own, whatever matrix it belongs to; a bias is no part of it."""
+    weights = weights_of(name)
+    factors, merged = changes(weights, (module,))
     rng = np.random.default_rng(5)
     for key in weights:
-        if "qkv_proj" in key:
+        if key.endswith(f"{module}.weight"):
             lengths = np.sqrt(np.square(merged[key]).sum(1))
             magnitude = (lengths * rng.uniform(0.7, 1.4, len(lengths))).astype(np.float32)
             factors[f"base_model.model.{key.removesuffix('.weight')}.lora_magnitude_vector"] = magnitude
             merged[key] = merged[key] * (magnitude / lengths)[:, None]
-    adapter = lora_writer.write(tmp_path / "adapter", settings(("qkv_proj",), use_dora=True), factors)
-    assert_same("phi3", adapter, folder_of("phi3", merged, tmp_path / "merged"), tmp_path)
+    adapter = lora_writer.write(tmp_path / "adapter", settings((module,), use_dora=True), factors)
+    assert_same(name, adapter, folder_of(name, merged, tmp_path / "merged"), tmp_path)
 
 
 def test_a_trained_bias_takes_the_place_of_the_layers_own(tmp_path: Path) -> None:
