@@ -18,6 +18,7 @@ enum { kPanelCols = 64 };
 // Rows of activations that a panel may hold at most, in any instruction set.
 enum { kMaxPanelRows = 16 };
 enum { kMaxHeadDim = 1024 };
+enum { kMaxFormats = 24 };  // numbers of weight formats are below this
 
 // A panel holds 1 … panel_rows rows of activations, interleaved so that a kernel reads it as one stream.
 //
@@ -65,8 +66,8 @@ struct Kernels {
   const char* isa;
   int panel_rows;  // most rows of a panel, of either kind
   // By format number; entry 0 (vector) and int8 entries of float formats are null.
-  Matmul matmul_int8[16];
-  Matmul matmul_f32[16];
+  Matmul matmul_int8[kMaxFormats];
+  Matmul matmul_f32[kMaxFormats];
 
   // n_rows rows of `cols` floats into a panel, columns padded with zeros to a multiple of kPanelCols.
   void (*pack_int8)(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel);

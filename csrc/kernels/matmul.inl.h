@@ -1,6 +1,6 @@
 // Products of packed weight tiles with a panel of activations.
 //
-// int8:  out[r][i] = Σ over runs of  d[i] · scale[r] · (Σ in the run of w · x, in integers)  (+ m[i] · sum[r] a block)
+// int8:  out[r][i] = Σ over runs of  d[i] · scale[r] · (Σ in the run of w · x, in integers)  (+ m[i] · Σ activations)
 // f32:   out[r][i] = Σ over columns c of  value(w[i][c]) · x[r][c], even and odd columns in two sums
 //
 // One accumulator a (row, output), blocks in ascending order, whatever the number of rows in the panel: the bits of a row
@@ -36,6 +36,9 @@ struct IntegersOf {
   };
 PYINFER_INTEGERS(Q4, U4)
 PYINFER_INTEGERS(Q4M, U4)
+PYINFER_INTEGERS(Q4Z, U4)
+PYINFER_INTEGERS(Q2K, U4)
+PYINFER_INTEGERS(Q3K, U4)
 PYINFER_INTEGERS(Q4K, U4)
 PYINFER_INTEGERS(Q5K, U6)
 PYINFER_INTEGERS(Q6K, U6)
@@ -44,11 +47,19 @@ PYINFER_INTEGERS(Q6K, U6)
 // What takes a format's offset back: −kBias · Σ activations of a block (`run` 0 of 1) or of half of it (0 or 1 of 2).
 template <class Format, int R>
 inline I offset(const PanelBlock<R>& x, int r, int run) {
-  if constexpr (Format::kBits == 8) return i_set(x.bias[0][r]);
+  if constexpr (Format::kBits == 8 || is_codebook_format<Format>) return i_set(x.bias[0][r]);
   if constexpr (Format::kBias == 0) return i_set(0);
   if constexpr (Format::kRun == kBlock) return i_set(x.bias[0][r]);
   const I half = run == 0 ? i_sub(i_set(x.bias[0][r]), i_set(x.bias[1][r])) : i_set(x.bias[1][r]);
-  return i_shl(half, 2);
+  return Format::kBias == 32 ? i_shl(half, 2) : i_sra(half, 1);  // 32 or 4 instead of 8
+}
+
+// scale · Σ activations of a run: a block, or half of it.
+template <class Format, int R>
+inline float run_sum(const PanelBlock<R>& x, int r, int run) {
+  if constexpr (Format::kRun == kBlock) return x.sum[r];
+  const int32_t bias = run == 0 ? x.bias[0][r] - x.bias[1][r] : x.bias[1][r];
+  return x.scale[r] * (float)(bias / -8);
 }
 
 // Adds the products of columns 4·J … 4·End−1 of a block.
@@ -80,6 +91,16 @@ inline void add_run(const typename Format::Group& group, int b, int strip, const
   if constexpr (Run + 1 < kRuns) add_run<Format, R, Run + 1>(group, b, strip, x, sums);
 }
 
+// The minimum of each run of a block times the sum of its activations.
+template <class Format, int R, int Run>
+inline void add_minimum(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, F (&sums)[R]) {
+  constexpr int kRuns = kBlock / Format::kRun;
+  const F m = run_minimum<Format>(group, b * kRuns + Run, strip);
+  PYINFER_UNROLL
+  for (int r = 0; r < R; ++r) sums[r] = f_fma(m, f_set(run_sum<Format>(x, r, Run)), sums[r]);
+  if constexpr (Run + 1 < kRuns) add_minimum<Format, R, Run + 1>(group, b, strip, x, sums);
+}
+
 template <class Format, int R, int S>
 inline void int8_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const PanelBlock<R>* x,
                         F (&sums)[S][R]) {
@@ -88,11 +109,7 @@ inline void int8_strips(const typename Format::Group* groups, size_t n_groups, i
       PYINFER_UNROLL
       for (int s = 0; s < S; ++s) {
         add_run<Format, R, 0>(groups[g], b, first_strip + s, *x, sums[s]);
-        if constexpr (Format::kHasMinimum) {
-          const F m = block_minimum<Format>(groups[g], b, first_strip + s);
-          PYINFER_UNROLL
-          for (int r = 0; r < R; ++r) sums[s][r] = f_fma(m, f_set(x->sum[r]), sums[s][r]);
-        }
+        if constexpr (Format::kHasMinimum) add_minimum<Format, R, 0>(groups[g], b, first_strip + s, *x, sums[s]);
       }
     }
   }

@@ -35,7 +35,7 @@ class Reader:
 
 
 READERS = (
-    Reader("gguf", gguf_model.looks_like, gguf_model.open_gguf, lambda path: [path]),
+    Reader("gguf", gguf_model.looks_like, gguf_model.open_gguf, gguf_model.all_files),
     Reader("huggingface", huggingface.looks_like, huggingface.open_folder, huggingface.all_files),
     Reader("llama2c", llama2c.looks_like, llama2c.open_llama2c, llama2c.all_files),
 )

@@ -43,12 +43,12 @@ struct Product {
     return int8 ? reference::dot_int8(format, packed, cols, row, x) : reference::dot_f32(format, packed, cols, row, x);
   }
 
-  // Roundings on the way to one output. int8: a term a run, and one a block for the minimum; each has a product of two scales, the
+  // Roundings on the way to one output. int8: a term a run, and one for its minimum; each has a product of two scales, the
   // product with the integer, and a sum. f32: two sums of half the columns each, of weights that round once.
   double roundings() const {
     const auto n = static_cast<double>(reference::padded(cols, 64));
-    return int8 ? n / static_cast<double>(reference::run(format)) + (reference::has_minimum(format) ? n / 32 : 0) + 4
-                : n / 2 + 5;
+    const double terms = reference::has_minimum(format) ? 2 : 1;
+    return int8 ? terms * n / static_cast<double>(reference::run(format)) + 4 : n / 2 + 5;
   }
 };
 
@@ -98,9 +98,13 @@ void check_rows_alone(const Kernels& kernels, const Product& product, Random& ra
 void simplify(Format format, std::vector<std::uint8_t>& packed, const reference::Place& place, std::size_t row) {
   const std::uint16_t one = 0x3c00, minimum = row % 2 ? one : 0;
   std::memcpy(&packed[place.d], &one, 2);
-  if (place.m != 0) std::memcpy(&packed[place.m], &minimum, 2);
+  if (format == Format::q4z) {
+    packed[place.m] = row % 2;
+  } else if (place.m != 0) {
+    std::memcpy(&packed[place.m], &minimum, 2);
+  }
   if (place.scale != 0) packed[place.scale] = 1;
-  if (place.least != 0) packed[place.least] = 1;
+  if (place.least != 0) packed[place.least] = format == Format::q2k ? 0x11 : 1;
   if (row >= 4) return;
   const bool eight = reference::bits(format) == 8;
   packed[place.q] = row < 2 ? (eight ? 0x80 : 0xff) : (eight ? 0x7f : 0x00);
