@@ -4,11 +4,11 @@ kind of checkpoint uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyinfer.convert.checkpoint import RawTensor, Spec
-from pyinfer.convert.families import llama
+from pyinfer.convert.families import llama, meta
 from pyinfer.convert.families.llama import Model
 from pyinfer.convert.gguf import KeyValues
 
@@ -19,6 +19,7 @@ HUGGINGFACE: dict[str, Callable[[Mapping[str, Any], Mapping[str, RawTensor]], Mo
     "LlamaForCausalLM": llama.from_huggingface,
 }
 LLAMA2C: Callable[[Spec, Mapping[str, RawTensor]], Model] = llama.from_llama2c
+META: Callable[[Mapping[str, Any], Sequence[Mapping[str, RawTensor]], int], Model] = meta.from_meta
 
 
 def huggingface_module(path: str) -> tuple[str, int] | None:
