@@ -27,8 +27,8 @@ def open_gguf(path: Path) -> Checkpoint:
 
     with in_file(path):
         file = read_gguf(path)
-        architecture = _architecture(file.keys, tuple(GGUF))
         parts = [file, *_later_parts(file)]
+        architecture = _architecture(file.keys, tuple(GGUF))
         tensors = _all_tensors(parts)
         if not tensors:
             raise ModelFileError("expected tensors, found a file that holds only a vocabulary")

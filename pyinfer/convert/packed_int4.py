@@ -80,7 +80,7 @@ def packing_of(folder: Path, config: Mapping[str, Any]) -> tuple[Mapping[str, An
         raise ModelFileError(f"quantization_config: expected an object, found {type(found).__name__}")
     rest = {key: value for key, value in config.items() if key != "quantization_config"}
     method = found.get("quant_method", "awq" if "w_bit" in found else "gptq" if "desc_act" in found else None)
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise UnsupportedError(f"quantization_config: quant_method: expected gptq or awq, found {method!r}")
     return rest, _METHODS[method](found)
 
