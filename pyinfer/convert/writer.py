@@ -48,7 +48,7 @@ ROLES = {
 }  # fmt: skip
 
 _CHUNK_VALUES = 2 << 20  # values packed at once, 8 MiB as floats
-_MAX_WORKERS = 4
+_MAX_WORKERS = 16  # each holds a range of rows
 
 
 @dataclass(frozen=True)
