@@ -168,6 +168,8 @@ void add_rows(std::vector<Entry>& list, const Kernels& kernels) {
   add("pack_f32", 4, [&](RowState& s) { kernels.pack_f32(s.x.data(), kRowValues, 1, kRowValues, s.panel.data()); });
   add("rms_norm", 8, [&](RowState& s) { kernels.rms_norm(s.x.data(), s.y.data(), 1e-5f, kRowValues, s.out.data()); });
   add("swiglu", 8, [&](RowState& s) { kernels.swiglu(s.x.data(), s.y.data(), kRowValues, s.out.data()); });
+  add("geglu", 8, [&](RowState& s) { kernels.geglu(s.x.data(), s.y.data(), kRowValues, s.out.data()); });
+  add("soft_cap", 4, [&](RowState& s) { kernels.soft_cap(s.out.data(), kRowValues, 30.0f); });
 }
 
 std::vector<Entry> make_list() {

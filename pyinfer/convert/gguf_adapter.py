@@ -12,7 +12,7 @@ import numpy as np
 
 from pyinfer.convert.adapter import LINEAR_ROLES, AdapterSource, LowRank, read_values, require_pair
 from pyinfer.convert.checkpoint import RawTensor, in_file
-from pyinfer.convert.families import GGUF, gguf_tensor
+from pyinfer.convert.families import GGUF, gguf_interleaved, gguf_tensor
 from pyinfer.convert.gguf import MAGIC, GgufFile, KeyValues, read_gguf
 from pyinfer.errors import ModelFileError, UnsupportedError
 
@@ -38,7 +38,7 @@ def open_gguf_adapter(path: Path) -> AdapterSource:
             kind="gguf",
             files=(path,),
             changes=changes,
-            interleaved=True,
+            interleaved=gguf_interleaved(architecture),
             base=file.keys.text("general.base_model.0.name"),
             facts={"method": "LoRA", "alpha": f"{alpha:g} over r"},
         )

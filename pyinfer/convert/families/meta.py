@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pyinfer.convert.checkpoint import RawTensor, ReadRows, row_bytes
 from pyinfer.convert.families import llama
-from pyinfer.convert.families.llama import Model, half_split_order
+from pyinfer.convert.families.model import Model
+from pyinfer.convert.families.rotary_order import half_split_order
 from pyinfer.convert.joined import join
 from pyinfer.errors import ModelFileError, UnsupportedError
 
