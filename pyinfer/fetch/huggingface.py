@@ -124,7 +124,8 @@ def _choose(repo: str, names: list[str], file: str) -> list[str]:
             f"hf:{repo} has {len(ggufs)} GGUF files, choose by hf:{repo}:FILE: {_some(ggufs)}"
         )
     raise DownloadError(
-        f"hf:{repo}: expected config.json with model*.safetensors or pytorch_model*.bin, or a *.gguf, found {_some(names)}"
+        f"hf:{repo}: expected config.json with model*.safetensors or pytorch_model*.bin, or a *.gguf, "
+        f"found {_some(names)}"
     )
 
 
