@@ -220,8 +220,9 @@ class _Matrix:
     def _zeros(self, start: int, stop: int) -> Bytes:
         """(stop - start, groups). AutoGPTQ adds one and keeps four bits."""
         order = tuple(range(8)) if self.packing.method == "gptq" else AWQ_ORDER
-        zeros = _nibbles(_words(self.qzeros), order)[:, start:stop].T
-        zeros = (zeros + 1) & 15 if self.packing.one_less else zeros
+        zeros: Bytes = _nibbles(_words(self.qzeros), order)[:, start:stop].T
+        if self.packing.one_less:
+            zeros = np.bitwise_and(zeros + np.uint8(1), np.uint8(15))
         if self.packing.symmetric and (zeros != 8).any():
             raise ModelFileError(
                 f"{self.qzeros.name}: expected 8 as sym is true, found {zeros[zeros != 8][0]}"
