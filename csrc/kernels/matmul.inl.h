@@ -18,7 +18,7 @@ constexpr int kStrips = kTileRows / kLanes;
 // One block of a panel of R rows.
 template <int R>
 struct PanelBlock {
-  int8_t q[8][R][4];
+  int8_t q[kBlock * R];
   float scale[R];
   float sum[R];
   int32_t bias[2][R];
@@ -62,30 +62,51 @@ inline float run_sum(const PanelBlock<R>& x, int r, int run) {
   return x.scale[r] * (float)(bias / -8);
 }
 
+// The integer sums of R rows over a run, each on its own. A set of instructions that gains from pairs of rows or columns has its own.
+template <class Kind, int R>
+struct Dots {
+  typename Kind::Sum sums[R];
+
+  template <class Offset>
+  void start(Offset offset) {
+    PYINFER_UNROLL
+    for (int r = 0; r < R; ++r) sums[r] = Kind::start(offset(r));
+  }
+  // Columns 4·J … 4·J+3 and the next four, of a block whose activations are at `x`.
+  template <int J>
+  void add(B w0, B w1, const int8_t* x) {
+    add_four(Kind::prepare(w0), x + 4 * J * R);
+    add_four(Kind::prepare(w1), x + 4 * (J + 1) * R);
+  }
+  void add_four(typename Kind::Weights w, const int8_t* x) {
+    PYINFER_UNROLL
+    for (int r = 0; r < R; ++r) sums[r] = Kind::add(sums[r], w, x + 4 * r);
+  }
+  template <class Offset>
+  I finish(int r, Offset offset) const {
+    return Kind::finish(sums[r], offset(r));
+  }
+};
+
 // Adds the products of columns 4·J … 4·End−1 of a block.
-template <class Format, int R, int J, int End>
-inline void add_columns(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x,
-                        typename IntegersOf<Format>::Kind::Sum (&sums)[R]) {
-  typedef typename IntegersOf<Format>::Kind Kind;
-  const typename Kind::Weights w = Kind::prepare(four_columns<Format, J>(group, b, strip));
-  PYINFER_UNROLL
-  for (int r = 0; r < R; ++r) sums[r] = Kind::add(sums[r], w, x.q[J][r]);
-  if constexpr (J + 1 < End) add_columns<Format, R, J + 1, End>(group, b, strip, x, sums);
+template <class Format, int J, int End, class Sums>
+inline void add_columns(const typename Format::Group& group, int b, int strip, const int8_t* x, Sums& dots) {
+  dots.template add<J>(four_columns<Format, J>(group, b, strip), four_columns<Format, J + 1>(group, b, strip), x);
+  if constexpr (J + 2 < End) add_columns<Format, J + 2, End>(group, b, strip, x, dots);
 }
 
 // One run of a block (all of it, or its first or second half) with all rows, for one strip.
 template <class Format, int R, int Run>
 inline void add_run(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, F (&sums)[R]) {
-  typedef typename IntegersOf<Format>::Kind Kind;
   constexpr int kRuns = kBlock / Format::kRun, kFours = Format::kRun / 4;
-  typename Kind::Sum dots[R];
-  PYINFER_UNROLL
-  for (int r = 0; r < R; ++r) dots[r] = Kind::start(offset<Format, R>(x, r, Run));
-  add_columns<Format, R, Run * kFours, Run * kFours + kFours>(group, b, strip, x, dots);
+  const auto offset_of = [&](int r) { return offset<Format, R>(x, r, Run); };
+  Dots<typename IntegersOf<Format>::Kind, R> dots;
+  dots.start(offset_of);
+  add_columns<Format, Run * kFours, Run * kFours + kFours>(group, b, strip, x.q, dots);
   const F d = run_scale<Format>(group, b * kRuns + Run, strip);
   PYINFER_UNROLL
   for (int r = 0; r < R; ++r) {
-    const F dot = f_from_i(Kind::finish(dots[r], offset<Format, R>(x, r, Run)));
+    const F dot = f_from_i(dots.finish(r, offset_of));
     sums[r] = f_fma(dot, f_mul(d, f_set(x.scale[r])), sums[r]);
   }
   if constexpr (Run + 1 < kRuns) add_run<Format, R, Run + 1>(group, b, strip, x, sums);

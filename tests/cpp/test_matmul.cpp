@@ -132,6 +132,7 @@ T read_at(const std::uint8_t* bytes, std::size_t offset) {
 void check_panel(const Kernels& kernels, const std::vector<float>& x, std::size_t n_rows, std::size_t cols,
                  std::size_t stride) {
   const std::size_t n_blocks = reference::padded(cols, kPanelCols) / 32, block_bytes = kPanelBlockBytes * n_rows;
+  const auto depth = static_cast<std::size_t>(kernels.panel_depth);
   std::vector<std::uint8_t> panel(n_blocks * block_bytes, 0xaa);
   kernels.pack_int8(x.data(), stride, static_cast<int>(n_rows), cols, panel.data());
   for (std::size_t b = 0; b < n_blocks; ++b) {
@@ -140,7 +141,7 @@ void check_panel(const Kernels& kernels, const std::vector<float>& x, std::size_
       const std::size_t n = b * 32 < cols ? std::min<std::size_t>(32, cols - b * 32) : 0;
       const reference::QuantizedBlock expected = reference::quantize(&x[r * stride] + b * 32, n);
       for (std::size_t i = 0; i < 32; ++i)
-        CHECK_EQUAL(static_cast<std::int8_t>(block[4 * (i / 4 * n_rows + r) + i % 4]), expected.q[i]);
+        CHECK_EQUAL(static_cast<std::int8_t>(block[depth * (i / depth * n_rows + r) + i % depth]), expected.q[i]);
       const std::uint8_t* tail = block + 32 * n_rows;
       CHECK_EQUAL(read_at<float>(tail, 4 * r), expected.scale);
       CHECK_EQUAL(read_at<float>(tail, 4 * (n_rows + r)), expected.scale * static_cast<float>(expected.sum));
