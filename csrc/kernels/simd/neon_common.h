@@ -74,6 +74,15 @@ inline void i_store_bytes(int8_t* p, I a) {
 inline B b_load(const void* p) { return vld1q_u8((const uint8_t*)p); }
 inline B b_low_nibbles(B a) { return vandq_u8(a, vdupq_n_u8(15)); }
 inline B b_high_nibbles(B a) { return vshrq_n_u8(a, 4); }
+// Two bits from bit 2 · N on.
+template <int N>
+inline B b_pair(B a) {
+  if constexpr (N > 0) a = vshrq_n_u8(a, 2 * N);
+  return vandq_u8(a, vdupq_n_u8(3));
+}
+// table[a] byte by byte, a in 0…15.
+inline B b_lookup(const int8_t (&table)[16], B a) { return vqtbl1q_u8(vreinterpretq_u8_s8(vld1q_s8(table)), a); }
+inline I i_from_b(B a) { return vreinterpretq_s32_u8(a); }  // the same bits
 
 // low | (high shifted by Shift, left if positive) & mask, byte by byte.
 template <int Shift>
