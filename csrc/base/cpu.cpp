@@ -14,11 +14,25 @@
 #endif
 #if defined(__linux__)
 #include <sched.h>
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
 
 namespace pyinfer {
+
+#if defined(__APPLE__)
+namespace {
+int sysctl_int(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return ::sysctlbyname(name, &value, &size, nullptr, 0) == 0 ? value : 0;
+}
+}  // namespace
+#endif
 
 bool cpu_runs_scalar() { return true; }
 
@@ -43,6 +57,24 @@ bool cpu_runs_avx512vnni() {
 bool cpu_runs_avx2() { return false; }
 bool cpu_runs_avxvnni() { return false; }
 bool cpu_runs_avx512vnni() { return false; }
+#endif
+
+#if defined(__aarch64__) && defined(__linux__)
+bool cpu_runs_neon() { return (::getauxval(AT_HWCAP) & HWCAP_ASIMD) != 0; }
+bool cpu_runs_neon_dotprod() { return cpu_runs_neon() && (::getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+bool cpu_runs_neon_i8mm() { return cpu_runs_neon_dotprod() && (::getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+#elif defined(__aarch64__) && defined(__APPLE__)
+bool cpu_runs_neon() { return true; }
+bool cpu_runs_neon_dotprod() { return sysctl_int("hw.optional.arm.FEAT_DotProd") != 0; }
+bool cpu_runs_neon_i8mm() { return cpu_runs_neon_dotprod() && sysctl_int("hw.optional.arm.FEAT_I8MM") != 0; }
+#elif defined(__aarch64__)
+bool cpu_runs_neon() { return true; }
+bool cpu_runs_neon_dotprod() { return false; }
+bool cpu_runs_neon_i8mm() { return false; }
+#else
+bool cpu_runs_neon() { return false; }
+bool cpu_runs_neon_dotprod() { return false; }
+bool cpu_runs_neon_i8mm() { return false; }
 #endif
 
 #if defined(__linux__)
@@ -114,14 +146,6 @@ int default_threads() {
   return cores.empty() ? available_processors() : std::min(within_quota(cores.size()), available_processors());
 }
 #elif defined(__APPLE__)
-namespace {
-int sysctl_int(const char* name) {
-  int value = 0;
-  size_t size = sizeof value;
-  return ::sysctlbyname(name, &value, &size, nullptr, 0) == 0 ? value : 0;
-}
-}  // namespace
-
 int available_processors() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 int default_threads() {

@@ -11,9 +11,14 @@
 #include "formats/bf16.h"
 #include "formats/f16.h"
 #include "formats/f32.h"
+#include "formats/iq4.h"
+#include "formats/iq4k.h"
+#include "formats/q2k.h"
+#include "formats/q3k.h"
 #include "formats/q4.h"
 #include "formats/q4k.h"
 #include "formats/q4m.h"
+#include "formats/q4z.h"
 #include "formats/q5k.h"
 #include "formats/q6k.h"
 #include "formats/q8.h"
@@ -23,6 +28,10 @@
 
 namespace pyinfer {
 namespace {
+
+// Whether floats can be quantised to a format; the others hold what a source has.
+template <class F>
+constexpr bool takes_floats = !is_super_format<F> && !is_codebook_format<F> && !is_zero_point_format<F>;
 
 [[noreturn]] void refuse_floats(const char* name) {
   throw Error(ErrorKind::request, "format: expected one that floats can be packed to, found " + std::string(name));
@@ -152,58 +161,19 @@ void decode_row(const uint8_t* data, size_t cols, float* x) {
 // Whether a source's integers mean the same in format F.
 template <class S, class F>
 constexpr bool carries_over() {
-  if constexpr (is_super_format<F>) {
-    return (std::is_same_v<S, SourceQ4_K> && std::is_same_v<F, Q4K>) ||
-           (std::is_same_v<S, SourceQ5_K> && std::is_same_v<F, Q5K>) ||
-           (std::is_same_v<S, SourceQ6_K> && std::is_same_v<F, Q6K>);
-  } else if constexpr (is_float_format<F> || S::kValues == 1) {
-    return false;
-  } else if constexpr (std::is_same_v<S, SourceQ4_0>) {
-    return std::is_same_v<F, Q4>;
-  } else if constexpr (std::is_same_v<S, SourceQ4_1>) {
-    return std::is_same_v<F, Q4M> || std::is_same_v<F, Q8M>;
-  } else if constexpr (std::is_same_v<S, SourceQ5_1>) {
-    return std::is_same_v<F, Q8M>;
-  } else if constexpr (std::is_same_v<S, SourceQ5_0> || std::is_same_v<S, SourceQ8_0>) {
-    return std::is_same_v<F, Q8> || std::is_same_v<F, Q8M>;
-  } else {
-    return false;
-  }
+  constexpr auto pair = []<class Wanted, class Format>(Wanted, Format) {
+    return std::is_same_v<S, Wanted> && std::is_same_v<F, Format>;
+  };
+  return pair(SourceQ4_0{}, Q4{}) || pair(SourceQ4_1{}, Q4M{}) || pair(SourceQ4_1{}, Q8M{}) ||
+         pair(SourceQ5_0{}, Q8{}) || pair(SourceQ5_0{}, Q8M{}) || pair(SourceQ5_1{}, Q8M{}) ||
+         pair(SourceQ8_0{}, Q8{}) || pair(SourceQ8_0{}, Q8M{}) || pair(SourceQ8_F{}, Q8{}) ||
+         pair(SourceQ2_K{}, Q2K{}) || pair(SourceQ3_K{}, Q3K{}) || pair(SourceQ4_K{}, Q4K{}) ||
+         pair(SourceQ5_K{}, Q5K{}) || pair(SourceQ6_K{}, Q6K{}) || pair(SourceIQ4_NL{}, IQ4{}) ||
+         pair(SourceIQ4_XS{}, IQ4K{}) || pair(SourceQ4_Z{}, Q4Z{});
 }
 
-template <class F>
-void put_scales(typename F::Group& group, int lane, const uint8_t* block, size_t row, size_t column) {
-  if constexpr (F::kHasMinimum) {
-    group.d[lane] = read_u16(block);
-    group.dmin[lane] = read_u16(block + 2);
-    for (int i = 0; i < 8; ++i) {
-      int scale = 0, least = 0;
-      read_scale_min(block + 4, i, scale, least);
-      group.scale[i][lane] = static_cast<uint8_t>(scale);
-      group.least[i][lane] = static_cast<uint8_t>(least);
-    }
-    if (!std::isfinite(half_to_float(group.dmin[lane])))
-      refuse_value(half_to_float(group.dmin[lane]), row, column, "finite scales");
-  } else {
-    group.d[lane] = read_u16(block + 208);
-    for (int i = 0; i < 16; ++i) group.scale[i][lane] = static_cast<int8_t>(block[192 + i]);
-  }
-  if (!std::isfinite(half_to_float(group.d[lane])))
-    refuse_value(half_to_float(group.d[lane]), row, column, "finite scales");
-}
-
-// The bits of a 5- or 6-bit integer above its nibble.
-template <class F>
-void put_high_bits(typename F::Group& group, int b, int lane, const int8_t* q) {
-  for (int k = 0; k < kBlock; ++k) {
-    const int high = q[k] >> 4;
-    if constexpr (F::kBits == 5) {
-      group.high[b][4 * lane + k % 4] = static_cast<uint8_t>(group.high[b][4 * lane + k % 4] | (high << (k / 4)));
-    } else if constexpr (F::kBits == 6) {
-      uint8_t& byte = group.high[b][64 * (k / 16) + 4 * lane + k % 4];
-      byte = static_cast<uint8_t>(byte | (high << (2 * (k / 4 % 4))));
-    }
-  }
+void check_scale(uint16_t half, size_t row, size_t column) {
+  if (!std::isfinite(half_to_float(half))) refuse_value(half_to_float(half), row, column, "finite scales");
 }
 
 // A row of 256-value blocks, integers and scales as they are. The row's bytes in the tile are zero before.
@@ -211,13 +181,15 @@ template <class S, class F>
 void carry_super_row(const uint8_t* data, size_t row, size_t cols, typename F::Group* tile) {
   const int lane = static_cast<int>(row % kTileRows);
   for (size_t g = 0; g < cols / kSuperGroup; ++g, data += S::kBytes) {
-    put_scales<F>(tile[g], lane, data, row, g * kSuperGroup);
+    SuperScales scales{};
+    S::scales(data, scales);
+    check_scale(scales.d, row, g * kSuperGroup);
+    check_scale(scales.dmin, row, g * kSuperGroup);
+    F::put_scales(tile[g], lane, scales);
     for (int b = 0; b < 8; ++b) {
-      int8_t q[kBlock], low[kBlock];
+      int8_t q[kBlock];
       S::quants(data, b, q);
-      for (int k = 0; k < kBlock; ++k) low[k] = static_cast<int8_t>(q[k] & 15);
-      put_nibbles(tile[g].q[b], lane, low);
-      put_high_bits<F>(tile[g], b, lane, q);
+      F::put_integers(tile[g], b, lane, q);
     }
   }
 }
@@ -231,9 +203,8 @@ void carry_row(const uint8_t* data, size_t row, size_t cols, typename F::Group* 
     if (b * kBlock < cols) {
       S::integers(data + b * kBlock / S::kValues * S::kBytes, static_cast<int>(b * kBlock % S::kValues / kBlock),
                   block);
-      if (!std::isfinite(half_to_float(block.d)) || !std::isfinite(half_to_float(block.m))) {
-        refuse_value(half_to_float(block.d), row, b * kBlock, "finite scales");
-      }
+      check_scale(block.d, row, b * kBlock);
+      check_scale(block.m, row, b * kBlock);
     }
     F::put(tile[b / 2], static_cast<int>(b % 2), lane, block);
   }
@@ -288,7 +259,7 @@ size_t packed_bytes(Format format, size_t rows, size_t cols) {
 void pack(Format format, const float* values, size_t rows, size_t cols, uint8_t* packed) {
   clear_last_tile(format, rows, cols, packed);
   visit_format(format, [&]<class F>(F) {
-    if constexpr (is_super_format<F>) {
+    if constexpr (!takes_floats<F>) {
       refuse_floats(format_name(format));
     } else {
       std::vector<float> x(round_up(cols, F::kGroupCols));
@@ -315,10 +286,10 @@ void repack(Source source, Format format, const uint8_t* data, size_t rows, size
         typename F::Group* tile = tile_of<F>(packed, row, cols);
         if constexpr (carries_over<S, F>() && is_super_format<F>) {
           carry_super_row<S, F>(data + row * row_bytes, row, cols, tile);
-        } else if constexpr (is_super_format<F>) {
-          refuse_floats(format_name(format));
         } else if constexpr (carries_over<S, F>()) {
           carry_row<S, F>(data + row * row_bytes, row, cols, tile);
+        } else if constexpr (!takes_floats<F>) {
+          refuse_floats(format_name(format));
         } else {
           decode_row<S>(data + row * row_bytes, cols, x.data());
           check_finite(x.data(), row, cols);

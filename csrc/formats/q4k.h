@@ -22,6 +22,18 @@ struct Q4K {
     uint8_t q[8][256];            // (block, see nibble_index)
   };
 
+  static void put_scales(Group& group, int row, const SuperScales& scales) {
+    group.d[row] = scales.d;
+    group.dmin[row] = scales.dmin;
+    for (int run = 0; run < 8; ++run) {
+      group.scale[run][row] = (uint8_t)scales.scale[run];
+      group.least[run][row] = scales.least[run];
+    }
+  }
+
+  // Integers of block `b`, on bytes that are zero before.
+  static void put_integers(Group& group, int b, int row, const int8_t* q) { put_nibbles(group.q[b], row, q); }
+
   static int integer(const Group& group, int row, int column) {
     return get_nibble(group.q[column / kBlock], row, column % kBlock);
   }

@@ -20,13 +20,27 @@ struct Q5K {
     uint8_t scale[8][kTileRows];  // (block, row), 0…63
     uint8_t least[8][kTileRows];  // (block, row), 0…63
     uint8_t q[8][256];            // (block, see nibble_index)
-    uint8_t high[8][64];          // (block, 4 · row + column mod 4), bit column / 4
+    uint8_t high[8][64];          // (block, see bit_index)
   };
+
+  static void put_scales(Group& group, int row, const SuperScales& scales) {
+    group.d[row] = scales.d;
+    group.dmin[row] = scales.dmin;
+    for (int run = 0; run < 8; ++run) {
+      group.scale[run][row] = (uint8_t)scales.scale[run];
+      group.least[run][row] = scales.least[run];
+    }
+  }
+
+  // Integers of block `b`, on bytes that are zero before.
+  static void put_integers(Group& group, int b, int row, const int8_t* q) {
+    put_nibbles(group.q[b], row, q);
+    put_bits(group.high[b], row, q, 4);
+  }
 
   static int integer(const Group& group, int row, int column) {
     const int b = column / kBlock, k = column % kBlock;
-    const int fifth = (group.high[b][4 * row + k % 4] >> (k / 4)) & 1;
-    return get_nibble(group.q[b], row, k) | (fifth << 4);
+    return get_nibble(group.q[b], row, k) | (get_bit(group.high[b], row, k) << 4);
   }
 
   static float value(const Group& group, int row, int column) {

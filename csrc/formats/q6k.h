@@ -19,13 +19,23 @@ struct Q6K {
     uint8_t unused[32];           // zero; keeps what follows on cache lines
     int8_t scale[16][kTileRows];  // (run of 16 columns, row)
     uint8_t q[8][256];            // (block, see nibble_index)
-    uint8_t high[8][128];         // (block, 64 · (column / 16) + 4 · row + column mod 4), bits 2 · (column / 4 mod 4)
+    uint8_t high[8][128];         // (block, see pair_index)
   };
+
+  static void put_scales(Group& group, int row, const SuperScales& scales) {
+    group.d[row] = scales.d;
+    for (int run = 0; run < kSuperGroup / kRun; ++run) group.scale[run][row] = scales.scale[run];
+  }
+
+  // Integers of block `b`, on bytes that are zero before.
+  static void put_integers(Group& group, int b, int row, const int8_t* q) {
+    put_nibbles(group.q[b], row, q);
+    put_pairs(group.high[b], row, q, 4);
+  }
 
   static int integer(const Group& group, int row, int column) {
     const int b = column / kBlock, k = column % kBlock;
-    const int pair = (group.high[b][64 * (k / 16) + 4 * row + k % 4] >> (2 * (k / 4 % 4))) & 3;
-    return get_nibble(group.q[b], row, k) | (pair << 4);
+    return get_nibble(group.q[b], row, k) | (get_pair(group.high[b], row, k) << 4);
   }
 
   static float value(const Group& group, int row, int column) {

@@ -19,11 +19,25 @@ constexpr bool is_float_format = Format::kGroupCols == kFloatGroup;
 template <class Format>
 constexpr bool is_super_format = Format::kGroupCols == kSuperGroup;
 
+// Formats whose integers are indices of a codebook; specialised where one is defined.
+template <class Format>
+constexpr bool is_codebook_format = false;
+// Formats whose minimum is −d · z with an integer z; specialised likewise.
+template <class Format>
+constexpr bool is_zero_point_format = false;
+
 // One block of one row, before it is put into a tile: value = d · q + m (q4: d · (q − 8)).
 struct Block {
   int8_t q[kBlock];
   uint16_t d;  // half
-  uint16_t m;  // half; 0 in formats without a minimum
+  uint16_t m;  // half; 0 in formats without a minimum; q4z: the zero point as an integer
+};
+
+// The scales of 256 columns of one row, before they are put into a tile: value = d · scale · q − dmin · least, run by run.
+struct SuperScales {
+  uint16_t d, dmin;  // halves
+  int8_t scale[16];
+  uint8_t least[16];
 };
 
 // Where an 8-bit integer lies among the 512 bytes of a block of 16 rows.
@@ -35,10 +49,41 @@ inline void put_bytes(int8_t* tile, int row, const int8_t* q) {
   for (int column = 0; column < kBlock; ++column) tile[byte_index(row, column)] = q[column];
 }
 
+// The low four bits of each integer.
 inline void put_nibbles(uint8_t* tile, int row, const int8_t* q) {
   for (int column = 0; column < kBlock / 2; ++column) {
-    tile[nibble_index(row, column)] = (uint8_t)(q[column] | (q[column + kBlock / 2] << 4));
+    tile[nibble_index(row, column)] = (uint8_t)((q[column] & 15) | ((q[column + kBlock / 2] & 15) << 4));
   }
+}
+
+// Where two bits lie among the 128 bytes of a block: four columns of a row share a byte.
+inline int pair_index(int row, int column) { return 64 * (column / 16) + 4 * row + column % 4; }
+inline int pair_shift(int column) { return 2 * (column / 4 % 4); }
+// Where one bit lies among the 64 bytes of a block: bit column / 4 of this byte.
+inline int bit_index(int row, int column) { return 4 * row + column % 4; }
+
+// Puts bits `from` and `from` + 1 of each integer into bytes that are zero before.
+inline void put_pairs(uint8_t* tile, int row, const int8_t* q, int from) {
+  for (int column = 0; column < kBlock; ++column) {
+    uint8_t& byte = tile[pair_index(row, column)];
+    byte = (uint8_t)(byte | (((q[column] >> from) & 3) << pair_shift(column)));
+  }
+}
+
+// Puts bit `from` of each integer into bytes that are zero before.
+inline void put_bits(uint8_t* tile, int row, const int8_t* q, int from) {
+  for (int column = 0; column < kBlock; ++column) {
+    uint8_t& byte = tile[bit_index(row, column)];
+    byte = (uint8_t)(byte | (((q[column] >> from) & 1) << (column / 4)));
+  }
+}
+
+inline int get_pair(const uint8_t* tile, int row, int column) {
+  return (tile[pair_index(row, column)] >> pair_shift(column)) & 3;
+}
+
+inline int get_bit(const uint8_t* tile, int row, int column) {
+  return (tile[bit_index(row, column)] >> (column / 4)) & 1;
 }
 
 inline int get_nibble(const uint8_t* tile, int row, int column) {

@@ -18,14 +18,15 @@ enum { kPanelCols = 64 };
 // Rows of activations that a panel may hold at most, in any instruction set.
 enum { kMaxPanelRows = 16 };
 enum { kMaxHeadDim = 1024 };
+enum { kMaxFormats = 24 };  // numbers of weight formats are below this
 
 // A panel holds 1 … panel_rows rows of activations, interleaved so that a kernel reads it as one stream.
 //
 // int8 panel of R rows: for each block of 32 columns
-//   int8_t q[8][R][4];   four columns of a row together, as one 32-bit lane of a dot product
-//   float scale[R];      value = scale · q; scale = max|x| / 127 over the block
-//   float sum[R];        scale · Σq, for formats with a minimum
-//   int32_t bias[2][R];  −8 · Σq over all 32 columns and over the last 16: start values that take the offset of unsigned weights back
+//   int8_t q[32/D][R][D];  D = panel_depth columns of a row together: 4, one 32-bit lane of a dot product, or 8
+//   float scale[R];        value = scale · q; scale = max|x| / 127 over the block
+//   float sum[R];          scale · Σq, for formats with a minimum
+//   int32_t bias[2][R];    −8 · Σq over all 32 columns and over the last 16: start values that take the offset of unsigned weights back
 // f32 panel of R rows: float x[columns][R].
 enum { kPanelBlockBytes = 48 };  // bytes a row and block of the int8 panel
 
@@ -68,10 +69,11 @@ typedef void (*GatedUnit)(const float* gate, const float* up, size_t n, float* o
 
 struct Kernels {
   const char* isa;
-  int panel_rows;  // most rows of a panel, of either kind
+  int panel_rows;   // most rows of a panel, of either kind
+  int panel_depth;  // columns of a row that stand together in an int8 panel
   // By format number; entry 0 (vector) and int8 entries of float formats are null.
-  Matmul matmul_int8[16];
-  Matmul matmul_f32[16];
+  Matmul matmul_int8[kMaxFormats];
+  Matmul matmul_f32[kMaxFormats];
 
   // n_rows rows of `cols` floats into a panel, columns padded with zeros to a multiple of kPanelCols.
   void (*pack_int8)(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel);

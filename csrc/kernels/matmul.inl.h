@@ -1,6 +1,6 @@
 // Products of packed weight tiles with a panel of activations.
 //
-// int8:  out[r][i] = Σ over runs of  d[i] · scale[r] · (Σ in the run of w · x, in integers)  (+ m[i] · sum[r] a block)
+// int8:  out[r][i] = Σ over runs of  d[i] · scale[r] · (Σ in the run of w · x, in integers)  (+ m[i] · Σ activations)
 // f32:   out[r][i] = Σ over columns c of  value(w[i][c]) · x[r][c], even and odd columns in two sums
 //
 // One accumulator a (row, output), blocks in ascending order, whatever the number of rows in the panel: the bits of a row
@@ -19,7 +19,7 @@ constexpr size_t kCacheLine = 64;  // bytes, on most processors; only speed depe
 // One block of a panel of R rows.
 template <int R>
 struct PanelBlock {
-  int8_t q[8][R][4];
+  int8_t q[kBlock * R];
   float scale[R];
   float sum[R];
   int32_t bias[2][R];
@@ -37,6 +37,9 @@ struct IntegersOf {
   };
 PYINFER_INTEGERS(Q4, U4)
 PYINFER_INTEGERS(Q4M, U4)
+PYINFER_INTEGERS(Q4Z, U4)
+PYINFER_INTEGERS(Q2K, U4)
+PYINFER_INTEGERS(Q3K, U4)
 PYINFER_INTEGERS(Q4K, U4)
 PYINFER_INTEGERS(Q5K, U6)
 PYINFER_INTEGERS(Q6K, U6)
@@ -45,46 +48,75 @@ PYINFER_INTEGERS(Q6K, U6)
 // What takes a format's offset back: −kBias · Σ activations of a block (`run` 0 of 1) or of half of it (0 or 1 of 2).
 template <class Format, int R>
 inline I offset(const PanelBlock<R>& x, int r, int run) {
-  if constexpr (Format::kBits == 8) return i_set(x.bias[0][r]);
+  if constexpr (Format::kBits == 8 || is_codebook_format<Format>) return i_set(x.bias[0][r]);
   if constexpr (Format::kBias == 0) return i_set(0);
   if constexpr (Format::kRun == kBlock) return i_set(x.bias[0][r]);
   const I half = run == 0 ? i_sub(i_set(x.bias[0][r]), i_set(x.bias[1][r])) : i_set(x.bias[1][r]);
-  return i_shl(half, 2);
+  return Format::kBias == 32 ? i_shl(half, 2) : i_sra(half, 1);  // 32 or 4 instead of 8
 }
 
+// scale · Σ activations of a run: a block, or half of it.
+template <class Format, int R>
+inline float run_sum(const PanelBlock<R>& x, int r, int run) {
+  if constexpr (Format::kRun == kBlock) return x.sum[r];
+  const int32_t bias = run == 0 ? x.bias[0][r] - x.bias[1][r] : x.bias[1][r];
+  return x.scale[r] * (float)(bias / -8);
+}
+
+// The integer sums of R rows over a run, each on its own. A set of instructions that gains from pairs of rows or columns has its own.
+template <class Kind, int R>
+struct Dots {
+  typename Kind::Sum sums[R];
+
+  template <class Offset>
+  void start(Offset offset) {
+    PYINFER_UNROLL
+    for (int r = 0; r < R; ++r) sums[r] = Kind::start(offset(r));
+  }
+  // Columns 4·J … 4·J+3 and the next four, of a block whose activations are at `x`.
+  template <int J>
+  void add(B w0, B w1, const int8_t* x) {
+    add_four(Kind::prepare(w0), x + 4 * J * R);
+    add_four(Kind::prepare(w1), x + 4 * (J + 1) * R);
+  }
+  void add_four(typename Kind::Weights w, const int8_t* x) {
+    PYINFER_UNROLL
+    for (int r = 0; r < R; ++r) sums[r] = Kind::add(sums[r], w, x + 4 * r);
+  }
+  template <class Offset>
+  I finish(int r, Offset offset) const {
+    return Kind::finish(sums[r], offset(r));
+  }
+};
+
 // Adds the products of columns 4·J … 4·End−1 of a block.
-template <class Format, int R, int J, int End>
-inline void add_columns(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x,
-                        typename IntegersOf<Format>::Kind::Sum (&sums)[R]) {
-  typedef typename IntegersOf<Format>::Kind Kind;
-  const typename Kind::Weights w = Kind::prepare(four_columns<Format, J>(group, b, strip));
-  PYINFER_UNROLL
-  for (int r = 0; r < R; ++r) sums[r] = Kind::add(sums[r], w, x.q[J][r]);
-  if constexpr (J + 1 < End) add_columns<Format, R, J + 1, End>(group, b, strip, x, sums);
+template <class Format, int J, int End, class Sums>
+inline void add_columns(const typename Format::Group& group, int b, int strip, const int8_t* x, Sums& dots) {
+  dots.template add<J>(four_columns<Format, J>(group, b, strip), four_columns<Format, J + 1>(group, b, strip), x);
+  if constexpr (J + 2 < End) add_columns<Format, J + 2, End>(group, b, strip, x, dots);
 }
 
 // One run of a block (all of it, or its first or second half) with all rows, for one strip.
 template <class Format, int R, int Run>
 inline void add_run(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, F (&sums)[R]) {
-  typedef typename IntegersOf<Format>::Kind Kind;
   constexpr int kRuns = kBlock / Format::kRun, kFours = Format::kRun / 4;
-  typename Kind::Sum dots[R];
-  PYINFER_UNROLL
-  for (int r = 0; r < R; ++r) dots[r] = Kind::start(offset<Format, R>(x, r, Run));
-  add_columns<Format, R, Run * kFours, Run * kFours + kFours>(group, b, strip, x, dots);
+  const auto offset_of = [&](int r) { return offset<Format, R>(x, r, Run); };
+  Dots<typename IntegersOf<Format>::Kind, R> dots;
+  dots.start(offset_of);
+  add_columns<Format, Run * kFours, Run * kFours + kFours>(group, b, strip, x.q, dots);
   const F d = run_scale<Format>(group, b * kRuns + Run, strip);
   PYINFER_UNROLL
   for (int r = 0; r < R; ++r) {
-    const F dot = f_from_i(Kind::finish(dots[r], offset<Format, R>(x, r, Run)));
+    const F dot = f_from_i(dots.finish(r, offset_of));
     sums[r] = f_fma(dot, f_mul(d, f_set(x.scale[r])), sums[r]);
   }
   if constexpr (Run + 1 < kRuns) add_run<Format, R, Run + 1>(group, b, strip, x, sums);
 }
 
 // Whether a kernel fetches weights ahead of their use. Where a row or two meet weights in one stream the processor's own prefetcher does
-// better; it falls behind where there is much work for a byte, and where bits lie apart (q5k, q6k: 2.6 times as fast from memory).
+// better; it falls behind where there is much work for a byte, and where the bits of a value lie apart: 3, 5 or 6 of them (q6k: 2.6 times as fast).
 template <class Format, int R>
-constexpr bool kPrefetches = R >= Format::kBits || (is_super_format<Format> && Format::kBits > 4);
+constexpr bool kPrefetches = R >= Format::kBits || (Format::kBits & (Format::kBits - 1)) != 0;
 
 // Fetches the part of what lies a few thousand bytes further on that corresponds to block `b`; past the end of the weights that does nothing.
 template <class Format>
@@ -96,6 +128,16 @@ inline void prefetch_ahead(const typename Format::Group& group, int b) {
   for (size_t i = 0; i < kBytes; i += kCacheLine) __builtin_prefetch(ahead + i);
 }
 
+// The minimum of each run of a block times the sum of its activations.
+template <class Format, int R, int Run>
+inline void add_minimum(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, F (&sums)[R]) {
+  constexpr int kRuns = kBlock / Format::kRun;
+  const F m = run_minimum<Format>(group, b * kRuns + Run, strip);
+  PYINFER_UNROLL
+  for (int r = 0; r < R; ++r) sums[r] = f_fma(m, f_set(run_sum<Format>(x, r, Run)), sums[r]);
+  if constexpr (Run + 1 < kRuns) add_minimum<Format, R, Run + 1>(group, b, strip, x, sums);
+}
+
 template <class Format, int R, int S>
 inline void int8_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const PanelBlock<R>* x,
                         F (&sums)[S][R]) {
@@ -105,11 +147,7 @@ inline void int8_strips(const typename Format::Group* groups, size_t n_groups, i
       PYINFER_UNROLL
       for (int s = 0; s < S; ++s) {
         add_run<Format, R, 0>(groups[g], b, first_strip + s, *x, sums[s]);
-        if constexpr (Format::kHasMinimum) {
-          const F m = block_minimum<Format>(groups[g], b, first_strip + s);
-          PYINFER_UNROLL
-          for (int r = 0; r < R; ++r) sums[s][r] = f_fma(m, f_set(x->sum[r]), sums[s][r]);
-        }
+        if constexpr (Format::kHasMinimum) add_minimum<Format, R, 0>(groups[g], b, first_strip + s, *x, sums[s]);
       }
     }
   }

@@ -66,7 +66,7 @@ inline void put_panel_block(const float* x, int r, int n_rows, uint8_t* block) {
   float scale;
   int32_t sums[2];
   quantize_block(x, q, &scale, sums);
-  for (int j = 0; j < kBlock / 4; ++j) memcpy(block + 4 * (j * n_rows + r), q + 4 * j, 4);
+  for (int j = 0; j < kBlock / kDepth; ++j) memcpy(block + kDepth * (j * n_rows + r), q + kDepth * j, kDepth);
   uint8_t* tail = block + kBlock * n_rows;
   const float scaled_sum = scale * (float)sums[0];
   memcpy(tail + 4 * r, &scale, 4);

@@ -18,6 +18,7 @@ namespace {
 constexpr Kernels kTable = {
     PYINFER_NAME(PYINFER_ISA_NAME),
     kPanelRows,
+    kDepth,
     {
         nullptr,
 #include "formats/formats.inc"

@@ -23,7 +23,7 @@ __all__ = [
     "sampling_params",
 ]
 
-SOURCE_HELP = "smollm2, hf:ORG/REPO[:FILE], or a path: GGUF file, Hugging Face folder, llama2.c file"
+SOURCE_HELP = "smollm2, hf:ORG/REPO[:FILE], or a path: GGUF file, Hugging Face or Meta folder, llama2.c file"
 MODEL_HELP = f"{SOURCE_HELP}, model.bin"
 WEIGHTS = ("q4", "q8", "f16", "bf16", "f32")
 MOST = 2**31 - 1  # what the core's whole numbers hold
@@ -104,7 +104,7 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """The format of the packed weights."""
-    text = "packed format, for sources in floats (default: q8 for Hugging Face, f32 for llama2.c)"
+    text = "packed format, for sources in floats (default: q8 for Hugging Face and Meta, f32 for llama2.c)"
     parser.add_argument("--weights", choices=WEIGHTS, help=text)
 
 

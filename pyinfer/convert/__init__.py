@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyinfer import _core
-from pyinfer.convert import gguf_model, huggingface, llama2c
+from pyinfer.convert import gguf_model, huggingface, llama2c, meta
 from pyinfer.convert.checkpoint import Checkpoint, Spec, in_file
+from pyinfer.convert.delta import NewRows, applied
 from pyinfer.convert.identity import key_of
 from pyinfer.convert.landing import Group, groups, place
 from pyinfer.convert.metadata import Metadata
@@ -21,7 +22,17 @@ from pyinfer.convert.writer import MAGIC, Progress, write_model
 from pyinfer.errors import ModelFileError
 from pyinfer.vocabulary import check_ids, open_vocabulary
 
-__all__ = ["READERS", "Reader", "SourceInfo", "content_key", "convert", "inspect", "is_sound", "open_source"]
+__all__ = [
+    "READERS",
+    "Reader",
+    "SourceInfo",
+    "content_key",
+    "convert",
+    "convert_delta",
+    "inspect",
+    "is_sound",
+    "open_source",
+]
 
 
 @dataclass(frozen=True)
@@ -35,8 +46,9 @@ class Reader:
 
 
 READERS = (
-    Reader("gguf", gguf_model.looks_like, gguf_model.open_gguf, lambda path: [path]),
+    Reader("gguf", gguf_model.looks_like, gguf_model.open_gguf, gguf_model.all_files),
     Reader("huggingface", huggingface.looks_like, huggingface.open_folder, huggingface.all_files),
+    Reader("meta", meta.looks_like, meta.open_meta, meta.all_files),
     Reader("llama2c", llama2c.looks_like, llama2c.open_llama2c, llama2c.all_files),
 )
 
@@ -63,9 +75,9 @@ def _reader(path: Path) -> Reader:
     for reader in READERS:
         if reader.matches(path):
             return reader
-    wanted = "a GGUF file, a folder with config.json or a llama2.c v0 file"
+    wanted = "a GGUF file, a folder with config.json or params.json, or a llama2.c file"
     if path.is_dir():
-        raise ModelFileError(f"{path}: expected {wanted}, found a folder without config.json")
+        raise ModelFileError(f"{path}: expected {wanted}, found a folder without either")
     with open(path, "rb") as file:
         front = file.read(len(MAGIC))
     found = (
@@ -134,11 +146,12 @@ def convert(
     """Converts a checkpoint into a model.bin, whole or not at all.
 
     Args:
-        source: a GGUF file, a Hugging Face folder or a llama2.c v0 file with its tokenizer beside it.
+        source: a GGUF file (of a split one the first part), a Hugging Face or Meta folder, or a llama2.c file with its
+            tokenizer beside it.
         output: the file to write; replaced only when the new one is complete.
         weights: q4, q8, f16, bf16 or f32 for sources in floats; with q4, embedding and head are q8.
         Default: what the source has
-            for GGUF, q8 for Hugging Face, f32 for llama2.c.
+            for GGUF, q8 for floats of Hugging Face and Meta, f32 for llama2.c.
         progress: called with bytes done, bytes in all and the tensor's name.
 
     Raises what `open_source` raises, RequestError for `weights`, and OSError where the disk is full or the
@@ -146,6 +159,32 @@ def convert(
     """
     with in_file(Path(source)):
         return write_model(open_source(source), Path(output), weights, progress)
+
+
+def convert_delta(
+    base: str | os.PathLike[str],
+    delta: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    new_rows: NewRows | None = None,
+    weights: str | None = None,
+    progress: Progress | None = None,
+) -> Metadata:
+    """Converts base + delta, for models that were published as differences of weights.
+
+    Args:
+        base: a checkpoint in floats.
+        delta: one of the same architecture; settings and tokenizer are the delta's, the base's tokenizer where it
+            has none.
+        new_rows: what the base has for tokens that only the delta has: `zero` for Vicuna v0, `mean` of its rows for
+            Stanford Alpaca. Without it such a delta is refused.
+        output: as for `convert`.
+        weights: as for `convert`.
+        progress: as for `convert`.
+    """
+    made = applied(open_source(base), open_source(delta), new_rows)
+    with in_file(Path(delta)):
+        return write_model(made, Path(output), weights, progress)
 
 
 def is_sound(path: Path) -> bool:

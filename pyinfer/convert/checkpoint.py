@@ -34,11 +34,19 @@ SOURCE_BLOCKS: dict[str, tuple[int, int]] = {
     "Q5_0": (32, 22),
     "Q5_1": (32, 24),
     "Q8_0": (32, 34),
+    "Q2_K": (256, 84),
+    "Q3_K": (256, 110),
     "Q4_K": (256, 144),
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
+    "IQ4_NL": (32, 18),
+    "IQ4_XS": (256, 136),
+    "Q4_Z": (32, 19),
+    "Q8_F": (32, 36),
 }
-"""Source types that can be converted: (values a block, bytes a block)."""
+"""Source types that can be converted: (values a block, bytes a block). Q4_Z is what readers make of GPTQ and
+AWQ, Q8_F of llama2.c's groups; see csrc/formats/sources.h.
+"""
 FLOAT_SOURCES = ("F32", "F16", "BF16")
 
 LAYER_ROLES = ("attn_norm", "q", "k", "v", "o", "ffn_norm", "gate", "up", "down")

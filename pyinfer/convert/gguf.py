@@ -49,7 +49,9 @@ TYPE_NAMES = {
     31: "Q4_0_4_4 (removed)", 32: "Q4_0_4_8 (removed)", 33: "Q4_0_8_8 (removed)", 34: "TQ1_0", 35: "TQ2_0",
     36: "IQ4_NL_4_4 (removed)", 37: "IQ4_NL_4_8 (removed)", 38: "IQ4_NL_8_8 (removed)", 39: "MXFP4", 40: "NVFP4",
 }  # fmt: skip
-"""Every tensor type that GGUF has numbered; those in SOURCE_BLOCKS can be read."""
+"""Every tensor type that GGUF has numbered."""
+READABLE = tuple(name for name in TYPE_NAMES.values() if name in SOURCE_BLOCKS)
+"""Those that can be read."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,15 @@ class KeyValues:
         """An array of 32-bit floats, or None."""
         value: NDArray[Any] | None = self._get(key, ("f32[]",), "an array of 32-bit floats")
         return value
+
+    def agrees(self, key: str, other: KeyValues) -> bool:
+        """Whether the other file has the same value here; `split.no` is each file's own."""
+        if key == "split.no":
+            return True
+        ours, theirs = self._values[key], other._values.get(key)
+        return (
+            theirs is not None and ours.kind == theirs.kind and bool(np.array_equal(ours.data, theirs.data))
+        )
 
     def scalar(self, key: str) -> Any:
         """The plain value of a key that is there, of any type but an array."""
@@ -296,9 +307,9 @@ def _read_tensor_info(header: _Header, index: int) -> TensorInfo:
     if type_id not in TYPE_NAMES:
         raise ModelFileError(f"{name}: expected a tensor type of 0 to {max(TYPE_NAMES)}, found {type_id}")
     source = TYPE_NAMES[type_id]
-    if source not in SOURCE_BLOCKS:
+    if source not in READABLE:
         raise UnsupportedError(
-            f"{name}: tensor type {source} is not supported; supported are {', '.join(SOURCE_BLOCKS)}"
+            f"{name}: tensor type {source} is not supported; supported are {', '.join(READABLE)}"
         )
     _check_dims(name, source, dims, header.size)
     return TensorInfo(name, source, tuple(reversed(dims)), offset)

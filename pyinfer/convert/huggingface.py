@@ -1,4 +1,5 @@
-"""Reads Hugging Face directories: config.json, safetensors in one file or many, tokenizer and chat template.
+"""Reads Hugging Face directories: config.json, weights in one file or many (safetensors, else PyTorch archives; in
+floats or packed by GPTQ or AWQ), tokenizer and chat template.
 
 Must not know tensor names or what settings mean: that is for the families.
 """
@@ -13,8 +14,10 @@ from typing import Any
 
 from pyinfer.convert.checkpoint import Checkpoint, RawTensor, in_file
 from pyinfer.convert.huggingface_tokenizer import read_tokenizer
+from pyinfer.convert.packed_int4 import PACKING_FILES, packing_of
 from pyinfer.convert.safetensors_file import read_safetensors
 from pyinfer.convert.small_file import optional_json, read_json, read_small
+from pyinfer.convert.torch_pickle import read_torch
 from pyinfer.errors import ModelFileError, UnsupportedError
 
 
@@ -23,14 +26,22 @@ def looks_like(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").exists()
 
 
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
 def _shards(folder: Path) -> list[Path]:
-    """The weight files: those that the index names, or the only one."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        single = folder / "model.safetensors"
-        if not single.exists():
-            raise ModelFileError(f"{folder}: expected model.safetensors or {index.name}, found neither")
-        return [single]
+    """The weight files: those that an index names, or the only one; safetensors go first."""
+    for name in _WEIGHTS:
+        if (folder / f"{name}.index.json").exists():
+            return _indexed(folder, folder / f"{name}.index.json")
+        if (folder / name).exists():
+            return [folder / name]
+    raise ModelFileError(
+        f"{folder}: expected model.safetensors or model.safetensors.index.json or pytorch_model.bin, found none"
+    )
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise ModelFileError(f"{index}: expected weight_map as an object of file names, found something else")
@@ -40,11 +51,13 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(names.values()))]
 
 
-def _all_tensors(shards: list[Path]) -> dict[str, RawTensor]:
+def _all_tensors(shards: list[Path], integers: bool) -> dict[str, RawTensor]:
     found: dict[str, RawTensor] = {}
     for shard in shards:
         with in_file(shard):
-            for name, tensor in read_safetensors(shard).items():
+            binary = shard.suffix == ".bin"
+            tensors = read_torch(shard) if binary else read_safetensors(shard, integers=integers)
+            for name, tensor in tensors.items():
                 if name in found:
                     raise ModelFileError(f"{name}: expected each tensor once, found it in another shard too")
                 found[name] = tensor
@@ -111,7 +124,9 @@ def open_folder(path: Path) -> Checkpoint:
     architecture = _architecture(folder, tuple(HUGGINGFACE))
     shards = _shards(path)
     with in_file(path / "config.json"):
-        model = HUGGINGFACE[architecture](folder.config, _all_tensors(shards))
+        config, packing = packing_of(path, folder.config)
+        tensors = _all_tensors(shards, integers=packing is not None)
+        model = HUGGINGFACE[architecture](config, packing.unpacked(tensors) if packing else tensors)
     tokenizer = read_tokenizer(path, folder.config, folder.generation, folder.settings)
     if tokenizer.size > model.spec.n_vocab:
         raise ModelFileError(
@@ -141,7 +156,8 @@ def _architecture(folder: Folder, known: tuple[str, ...]) -> str:
 
 _IDENTITY = (
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "model.safetensors.index.json",
+    "added_tokens.json", "special_tokens_map.json", "chat_template.jinja",
+    *(f"{name}.index.json" for name in _WEIGHTS), *PACKING_FILES,
 )  # fmt: skip
 
 

@@ -27,13 +27,22 @@ _OWN = {
     "Q5_0": "q8",
     "Q5_1": "q8m",
     "Q8_0": "q8",
+    "Q2_K": "q2k",
+    "Q3_K": "q3k",
     "Q4_K": "q4k",
     "Q5_K": "q5k",
     "Q6_K": "q6k",
+    "IQ4_NL": "iq4",
+    "IQ4_XS": "iq4k",
+    "Q4_Z": "q4z",
+    "Q8_F": "q8",
 }
-"""The format that keeps a source type's values."""
-_EXACT = set(_OWN.items()) | {(source, kept) for source in FLOAT_SOURCES for kept in ("f32", VECTOR)}
-_DEFAULT = {"gguf": None, "huggingface": "q8", "llama2c": "f32", "model.bin": None}
+"""The format that keeps a source type's values; q8 keeps the integers of Q8_F and rounds its scales to halves."""
+_EXACT = (set(_OWN.items()) - {("Q8_F", "q8")}) | {
+    (source, kept) for source in FLOAT_SOURCES for kept in ("f32", VECTOR)
+}
+_DEFAULT = {"gguf": None, "huggingface": "q8", "meta": "q8", "llama2c": "f32", "model.bin": None}
+"""What tensors in floats land in when nothing is asked for; None keeps them as they are."""
 
 
 @dataclass(frozen=True)
@@ -60,31 +69,33 @@ def chosen_weights(kind: str, weights: str | None) -> str | None:
     return weights or _DEFAULT[kind]
 
 
-def format_of(tensor: Tensor, weights: str | None) -> str:
-    """The format that a tensor is stored in; RequestError where `weights` cannot be honoured."""
+def format_of(tensor: Tensor, kind: str, weights: str | None) -> str:
+    """The format that a tensor of a checkpoint of this kind is stored in; RequestError where `weights` cannot
+    be honoured. A default does not concern what is quantised already.
+    """
     if tensor.role in VECTOR_ROLES:
         return VECTOR
     if tensor.lands:
         return tensor.lands
-    if weights is None:
-        return tensor.source if tensor.packed else _OWN[tensor.source]
+    chosen = chosen_weights(kind, weights)
     if tensor.source not in FLOAT_SOURCES:
-        raise RequestError(
-            f"weights: {tensor.name} is {tensor.source}, quantised already; {weights!r} needs a source in floats"
-        )
-    if weights == "q4" and tensor.role in ("embedding", "head"):
-        return "q8"
-    return weights
+        if weights is not None:
+            raise RequestError(
+                f"weights: {tensor.name} is {tensor.source}, quantised already; {weights!r} needs a source in floats"
+            )
+        return tensor.source if tensor.packed else _OWN[tensor.source]
+    if chosen is None:
+        return _OWN[tensor.source]
+    return "q8" if chosen == "q4" and tensor.role in ("embedding", "head") else chosen
 
 
 def place(checkpoint: Checkpoint, weights: str | None) -> tuple[Placement, ...]:
     """Every tensor's format and place, in the order of the checkpoint. `q4` keeps embedding and head in
     q8.
     """
-    asked = chosen_weights(checkpoint.kind, weights)
     placed, offset = [], 0
     for tensor in checkpoint.tensors:
-        kind = format_of(tensor, asked)
+        kind = format_of(tensor, checkpoint.kind, weights)
         size = 4 * tensor.cols if kind == VECTOR else _core.packed_bytes(kind, tensor.rows, tensor.cols)
         placed.append(Placement(tensor, kind, offset, size))
         offset = aligned(offset + size)

@@ -1,7 +1,8 @@
-"""Reads llama2.c files of layout v0: seven int32, then float32 tensors grouped by kind; the tokenizer lies
-beside them.
+"""Reads llama2.c files; the tokenizer lies beside them. Layout v0: seven int32, then float32 tensors grouped by kind.
+v1: a header of 256 bytes that begins with `ak42`, then float32 tensors in another order. v2: such a header, then norms
+in float32 and for each matrix its int8 integers and the float32 scales of their groups.
 
-Must not know families: it names tensors by role. Layout: `export.py` and `run.c` of karpathy/llama2.c.
+Must not know families: it names tensors by role. Layout: `export.py`, `run.c` and `runq.c` of karpathy/llama2.c.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import math
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pyinfer.convert.checkpoint import (
     LAYER_ROLES,
@@ -28,6 +32,9 @@ from pyinfer.convert.small_file import read_small
 from pyinfer.errors import ModelFileError, UnsupportedError
 
 HEADER = 28
+LATER_MAGIC = struct.pack("<I", 0x616B3432)
+LATER_HEADER = 256
+BLOCK = 32  # values of a block of Q8_F
 _FIRST_BYTE_TOKEN = 3
 _NORM_EPS = 1e-5  # fixed in run.c
 
@@ -66,55 +73,129 @@ class _Header:
         ).check()
 
 
-def _groups(spec: Spec) -> list[tuple[str, int, tuple[int, ...]]]:
-    """The tensors in file order: (role, how many layers of it, shape of one); `rope` are tables that are
-    not needed.
-    """
+def _shapes(spec: Spec) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Role -> (how many there are, shape of one)."""
     q_dim, kv_dim = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
     n, dim, n_ff = spec.n_layers, spec.dim, spec.n_ff
-    groups: list[tuple[str, int, tuple[int, ...]]] = [
-        ("embedding", 1, (spec.n_vocab, dim)),
-        ("attn_norm", n, (dim,)),
-        ("q", n, (q_dim, dim)),
-        ("k", n, (kv_dim, dim)),
-        ("v", n, (kv_dim, dim)),
-        ("o", n, (dim, q_dim)),
-        ("ffn_norm", n, (dim,)),
-        ("gate", n, (n_ff, dim)),
-        ("down", n, (dim, n_ff)),
-        ("up", n, (n_ff, dim)),
-        ("final_norm", 1, (dim,)),
-        ("rope", 2, (spec.context, spec.head_dim // 2)),
-    ]
-    return groups if spec.tied_head else [*groups, ("head", 1, (spec.n_vocab, dim))]
+    return {
+        "embedding": (1, (spec.n_vocab, dim)),
+        "attn_norm": (n, (dim,)),
+        "q": (n, (q_dim, dim)),
+        "k": (n, (kv_dim, dim)),
+        "v": (n, (kv_dim, dim)),
+        "o": (n, (dim, q_dim)),
+        "ffn_norm": (n, (dim,)),
+        "gate": (n, (n_ff, dim)),
+        "down": (n, (dim, n_ff)),
+        "up": (n, (n_ff, dim)),
+        "final_norm": (1, (dim,)),
+        "rope": (2, (spec.context, spec.head_dim // 2)),  # tables that are not needed
+        "head": (1, (spec.n_vocab, dim)),
+    }
+
+
+_ORDER = (
+    "embedding", "attn_norm", "q", "k", "v", "o", "ffn_norm", "gate", "down", "up", "final_norm", "rope", "head",
+)  # fmt: skip
+_LATER_ORDER = (
+    "attn_norm", "ffn_norm", "final_norm", "embedding", "q", "k", "v", "o", "gate", "down", "up", "head",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where everything lies; `group` is 0 for a file in floats."""
+
+    spec: Spec
+    header: int
+    order: tuple[str, ...]
+    group: int = 0
+
+    def tensors(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Name -> (offset, shape), in file order; the last entry, "", is where the file ends."""
+        found: dict[str, tuple[int, tuple[int, ...]]] = {}
+        at, shapes = self.header, _shapes(self.spec)
+        for role in self.order:
+            count, shape = shapes[role]
+            for i in range(0 if role == "head" and self.spec.tied_head else count):
+                found[f"{role}.{i}" if role in (*LAYER_ROLES, "rope") else role] = (at, shape)
+                at += self.bytes(shape)
+        return found | {"": (at, ())}
+
+    def bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of this shape."""
+        n = math.prod(shape)
+        return n + 4 * (n // self.group) if self.group and len(shape) == 2 else 4 * n
+
+
+def _read_front(path: Path) -> tuple[bytes, int]:
+    """The first bytes of a file, and its size."""
+    descriptor = open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        return read_exactly(descriptor, 0, min(size, LATER_HEADER)).tobytes(), size
+    finally:
+        os.close(descriptor)
 
 
 def looks_like(path: Path) -> bool:
-    """Whether the first seven numbers are those of a model whose size is the file's; refuses later layouts
-    by name.
-    """
+    """Whether the file begins as the later layouts do, or with seven numbers of a model whose size is the file's."""
     if path.is_dir():
         return False
     with in_file(path):
-        descriptor = open_regular(path)
+        front, size = _read_front(path)
+        if front[:4] == LATER_MAGIC:
+            return True
+        if size < HEADER:
+            return False
         try:
-            size = os.fstat(descriptor).st_size
-            if size < HEADER:
-                return False
-            front = read_exactly(descriptor, 0, HEADER).tobytes()
-        finally:
-            os.close(descriptor)
-        if front[:4] == struct.pack("<I", 0x616B3432):
-            raise UnsupportedError("expected llama2.c layout v0, found a later layout (magic ak42)")
-        try:
-            spec = _Header(*struct.unpack("<7i", front)).spec()
+            layout = _first_layout(front)
         except ModelFileError:
             return False
-        return size == HEADER + _data_bytes(spec)
+        return size == layout.tensors()[""][0]
 
 
-def _data_bytes(spec: Spec) -> int:
-    return sum(4 * count * math.prod(shape) for _, count, shape in _groups(spec))
+def _first_layout(front: bytes) -> _Layout:
+    return _Layout(_Header(*struct.unpack_from("<7i", front)).spec(), HEADER, _ORDER)
+
+
+def _layout(front: bytes, size: int) -> _Layout:
+    """The layout of a file that `looks_like` has accepted, checked against its size."""
+    layout = _later_layout(front) if front[:4] == LATER_MAGIC else _first_layout(front)
+    if layout.group:
+        for role, (_, shape) in _shapes(layout.spec).items():
+            if len(shape) == 2 and role != "rope" and math.prod(shape) % layout.group:
+                raise ModelFileError(
+                    f"{role}: expected whole groups of {layout.group} values, found {list(shape)}"
+                )
+    end = layout.tensors()[""][0]
+    if size != end:
+        raise ModelFileError(f"expected a file of {end} bytes, found {size}")
+    return layout
+
+
+def _later_layout(front: bytes) -> _Layout:
+    if len(front) < LATER_HEADER:
+        raise ModelFileError(f"expected a header of {LATER_HEADER} bytes, found {len(front)}")
+    _, version, *numbers, tied = struct.unpack_from("<Ii7iB", front)
+    if version not in (1, 2):
+        raise UnsupportedError(f"version: expected 1 or 2, found {version}")
+    header = _Header(*numbers)
+    if header.vocab < 1 or tied > 1:
+        raise ModelFileError(
+            f"expected a vocabulary of 1 or more and a flag, found {header.vocab} and {tied}"
+        )
+    spec = replace(header.spec(), tied_head=bool(tied))
+    used = struct.calcsize("<Ii7iB")
+    group = 0
+    if version == 2:
+        (group,) = struct.unpack_from("<i", front, used)
+        used += 4
+        if not 1 <= group <= 1 << 20:
+            raise ModelFileError(f"group_size: expected 1 or more, found {group}")
+    if any(front[used:]):
+        raise ModelFileError("expected zeros after the numbers in the header, found others")
+    return _Layout(spec, LATER_HEADER, _LATER_ORDER, group)
 
 
 def open_llama2c(path: Path) -> Checkpoint:
@@ -122,26 +203,50 @@ def open_llama2c(path: Path) -> Checkpoint:
     from pyinfer.convert.families import LLAMA2C
 
     with in_file(path):
-        with open(path, "rb") as file:
-            spec = _Header(*struct.unpack("<7i", file.read(HEADER))).spec()
-        model = LLAMA2C(spec, _raw_tensors(path, spec))
+        layout = _layout(*_read_front(path))
+        model = LLAMA2C(layout.spec, _raw_tensors(path, layout))
         vocabulary = find_tokenizer(path)
         with in_file(vocabulary):
-            tokenizer = read_tokenizer(read_small(vocabulary), spec.n_vocab)
+            tokenizer = read_tokenizer(read_small(vocabulary), layout.spec.n_vocab)
     return Checkpoint(
         "llama2c", (path, vocabulary), "llama", path.stem, None, None, model.spec, model.tensors, tokenizer
     )
 
 
-def _raw_tensors(path: Path, spec: Spec) -> dict[str, RawTensor]:
-    raw, offset = {}, HEADER
-    for role, count, shape in _groups(spec):
-        for i in range(count):
-            if role != "rope":
-                name = f"{role}.{i}" if role in LAYER_ROLES else role
-                raw[name] = RawTensor(name, "F32", shape, file_rows(path, offset, 4 * shape[-1]))
-            offset += 4 * math.prod(shape)
+def _raw_tensors(path: Path, layout: _Layout) -> dict[str, RawTensor]:
+    raw = {}
+    for name, (offset, shape) in layout.tensors().items():
+        if not name or name.startswith("rope"):
+            continue
+        if layout.group and len(shape) == 2:
+            raw[name] = _grouped(path, name, offset, (shape[0], shape[1]), layout.group)
+        else:
+            raw[name] = RawTensor(name, "F32", shape, file_rows(path, offset, 4 * shape[-1]))
     return raw
+
+
+def _grouped(path: Path, name: str, offset: int, shape: tuple[int, int], group: int) -> RawTensor:
+    """A matrix of integers and scales: blocks where groups are whole blocks within rows, else the floats meant."""
+    rows, cols = shape
+    integers, scales = file_rows(path, offset, 1), file_rows(path, offset + rows * cols, 4)
+
+    def blocks(start: int, stop: int) -> NDArray[np.uint8]:
+        made = np.empty((stop - start, cols // BLOCK, 4 + BLOCK), np.uint8)
+        made[..., 4:] = integers(start * cols, stop * cols).reshape(stop - start, -1, BLOCK)
+        each = scales(start * cols // group, stop * cols // group).reshape(stop - start, -1, 4)
+        made[..., :4] = each.repeat(group // BLOCK, axis=1)
+        return made.reshape(-1)
+
+    def floats(start: int, stop: int) -> NDArray[np.uint8]:
+        first, last = start * cols, stop * cols
+        which = np.arange(first, last) // group
+        scale = scales(int(which[0]), int(which[-1]) + 1).view("<f4")[which - which[0]]
+        values: NDArray[np.float32] = integers(first, last).view(np.int8).astype(np.float32) * scale
+        return values.view(np.uint8)
+
+    if group % BLOCK or cols % group:
+        return RawTensor(name, "F32", shape, floats)
+    return RawTensor(name, "Q8_F", shape, blocks)
 
 
 def find_tokenizer(path: Path) -> Path:

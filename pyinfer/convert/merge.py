@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyinfer import _core
 from pyinfer.convert.checkpoint import FLOAT_SOURCES, NO_LAYER, VECTOR_ROLES, Checkpoint, ReadRows, Tensor
-from pyinfer.convert.landing import chosen_weights, format_of, place
+from pyinfer.convert.landing import format_of, place
 
 Into = Literal["int8", "int4", "f32"]
 FLOAT_FORMATS = ("f32", "f16", "bf16")
@@ -61,9 +61,8 @@ def merge(
 ) -> Merged:
     """The checkpoint with changes in its weights; `weights` as for a conversion, `into` overrides the formats."""
     base = _untied(checkpoint, changes)
-    asked = chosen_weights(base.kind, weights)
     tensors = tuple(
-        _changed(tensor, changes, _format(tensor, asked, into))
+        _changed(tensor, changes, _format(tensor, base.kind, weights, into))
         if (tensor.role, tensor.layer) in changes.touched
         else tensor
         for tensor in base.tensors
@@ -77,7 +76,7 @@ def _size(checkpoint: Checkpoint, weights: str | None) -> int:
     return sum(item.bytes for item in place(checkpoint, weights))
 
 
-def _format(tensor: Tensor, asked: str | None, into: Into | None) -> str | None:
+def _format(tensor: Tensor, kind: str, weights: str | None, into: Into | None) -> str | None:
     """Where a changed tensor lands; None for vectors, which stay floats."""
     if tensor.role in VECTOR_ROLES:
         return None
@@ -85,7 +84,7 @@ def _format(tensor: Tensor, asked: str | None, into: Into | None) -> str | None:
         return "f32"
     if into == "int4":
         return "q8" if tensor.role in ("embedding", "head") else "q4"
-    own = format_of(tensor, asked)
+    own = format_of(tensor, kind, weights)
     quantised = tensor.source not in FLOAT_SOURCES and own not in FLOAT_FORMATS
     return "q8" if into == "int8" or quantised else own
 

@@ -29,7 +29,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights came from: `kind` is `gguf`, `huggingface`, `llama2c`, or `model.bin` for a merged one."""
+    """Where the weights came from: `kind` is a reader's, `gguf` for one, or `model.bin` for a merged one."""
 
     kind: str
     files: tuple[SourceFile, ...]

@@ -61,7 +61,7 @@ def open_peft(path: Path) -> AdapterSource:
         config = read_config(read_json(path / CONFIG))
     weights = _weights(path)
     with in_file(weights):
-        raw = read_torch(weights) if weights.suffix == ".bin" else read_safetensors(weights)
+        raw = read_torch(weights, verify=True) if weights.suffix == ".bin" else read_safetensors(weights)
         modules, replaced = _sorted(raw, config)
         changes = tuple(_low_rank(module, config) for module in modules.values() if module.parts)
         biases = tuple(_only_bias(module) for module in modules.values() if not module.parts)

@@ -53,7 +53,7 @@ FLAGS = ("tied_head", "qkv_bias", "o_bias", "qk_norm", "post_norms", "gelu", "lo
 """Fields of `Spec` by the number of their bit."""
 
 _CHUNK_VALUES = 2 << 20  # values packed at once, 8 MiB as floats
-_MAX_WORKERS = 4
+_MAX_WORKERS = 16  # each holds a range of rows
 
 
 @dataclass(frozen=True)

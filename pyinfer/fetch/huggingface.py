@@ -32,6 +32,9 @@ _WANTED_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "quantize_config.json",
+    "quant_config.json",
 )
 
 
@@ -56,7 +59,7 @@ def snapshot(repo: str, file: str, progress: Progress) -> Path:
     with _no_bars():
         what = f"downloading {repo}"
         folder = _called(where, lambda: _in_thread(download, blobs, total, what, progress))
-    return Path(folder, files[0]) if len(files) == 1 else Path(folder)
+    return Path(folder, files[0]) if files[0].endswith(".gguf") or len(files) == 1 else Path(folder)
 
 
 @contextlib.contextmanager
@@ -102,24 +105,35 @@ def _in_thread(work: Callable[[], T], folder: Path, total: int, what: str, progr
 
 
 def _choose(repo: str, names: list[str], file: str) -> list[str]:
-    """The files to fetch: the one asked for, a safetensors model, or the only GGUF."""
+    """The files to fetch: the one asked for, a model of safetensors or PyTorch's files, or the only GGUF; of a split
+    GGUF all parts, the first at the front.
+    """
     if file:
         if file not in names:
             raise DownloadError(f"hf:{repo} has no file {file!r}; it has {_some(names)}")
-        return [file]
+        return _parts(file, names)
     safetensors = [name for name in names if re.fullmatch(r"model[^/]*\.safetensors", name)]
-    if "config.json" in names and safetensors:
-        return [name for name in _WANTED_FILES if name in names] + safetensors
+    weights = safetensors or [name for name in names if re.fullmatch(r"pytorch_model[^/]*\.bin", name)]
+    if "config.json" in names and weights:
+        return [name for name in _WANTED_FILES if name in names] + weights
     ggufs = [name for name in names if name.endswith(".gguf")]
-    if len(ggufs) == 1:
+    if ggufs and _parts(ggufs[0], names) == ggufs:
         return ggufs
     if ggufs:
         raise DownloadError(
             f"hf:{repo} has {len(ggufs)} GGUF files, choose by hf:{repo}:FILE: {_some(ggufs)}"
         )
     raise DownloadError(
-        f"hf:{repo}: expected config.json with model*.safetensors, or a *.gguf, found {_some(names)}"
+        f"hf:{repo}: expected config.json with model*.safetensors or pytorch_model*.bin, or a *.gguf, "
+        f"found {_some(names)}"
     )
+
+
+def _parts(file: str, names: list[str]) -> list[str]:
+    """The file, or where it is the first part of a split GGUF the parts that are there."""
+    first = re.fullmatch(r"(.+)-00001(-of-[0-9]{5}\.gguf)", file, re.DOTALL)
+    pattern = f"{re.escape(first[1])}-[0-9]{{5}}{re.escape(first[2])}" if first else re.escape(file)
+    return [name for name in names if re.fullmatch(pattern, name)]
 
 
 def _some(names: list[str]) -> str:

@@ -27,27 +27,48 @@ class RandomMatrix {
       bytes[place.q] = static_cast<std::uint8_t>(random_.below(256));
       return;
     }
-    bytes[place.q] = static_cast<std::uint8_t>(bytes[place.q] | random_.below(16) << place.q_shift);
+    const auto low = random_.below(std::size_t{1} << place.q_bits);
+    bytes[place.q] = static_cast<std::uint8_t>(bytes[place.q] | low << place.q_shift);
     if (place.high_mask == 0) return;
     const auto high = static_cast<int>(random_.below(static_cast<std::size_t>(place.high_mask) + 1));
     bytes[place.high] = static_cast<std::uint8_t>(bytes[place.high] | high << place.high_shift);
   }
 
-  // One step of the integers, so that their whole range has the wanted deviation; K: times 48 or 96, the mean of the scales.
+  // One step of the integers, so that their whole range has the wanted deviation; K: divided by the mean of the integer scales.
   void put_halves(const reference::Place& place) {
-    const double range = 1 << reference::bits(format_), step = size_ * random_.uniform(0.7, 1.4) / (range * 0.29);
-    const double unit = !reference::is_k(format_) ? 1 : format_ == Format::q6k ? 96 : 48;
+    const double range = reference::has_levels(format_) ? 240 : 1 << reference::bits(format_);
+    const double step = size_ * random_.uniform(0.7, 1.4) / (range * 0.29), unit = (least_scale() + most_scale()) / 2;
     put_half(place.d, step / unit);
-    if (!reference::has_minimum(format_)) return;
     const double middle = reference::bits(format_) == 8 ? -0.5 : (range - 1) / 2;
-    put_half(place.m, (reference::is_k(format_) ? 1 : -1) * middle * step / unit);
+    if (format_ == Format::q4z) {
+      bytes[place.m] = static_cast<std::uint8_t>(random_.below(17));
+    } else if (reference::has_minimum(format_)) {
+      put_half(place.m, (reference::is_k(format_) ? 1 : -1) * middle * step / unit);
+    }
+  }
+
+  // Integer scales (and minima) of the K formats.
+  double least_scale() const { return reference::is_k(format_) ? (most_scale() + 1) / 2 : 1; }
+  double most_scale() const {
+    if (!reference::is_k(format_)) return 1;
+    return format_ == Format::q6k ? 127 : format_ == Format::q2k ? 15 : signed_scales() ? 31 : 63;
+  }
+  bool signed_scales() const { return reference::is_k(format_) && !reference::has_minimum(format_); }
+
+  int random_scale() {
+    const auto least = static_cast<int>(least_scale()), most = static_cast<int>(most_scale());
+    return least + static_cast<int>(random_.below(static_cast<std::size_t>(most - least + 1)));
   }
 
   void put_integer_scales(const reference::Place& place) {
-    const bool negative = format_ == Format::q6k && random_.below(2) == 0;
-    const auto scale = static_cast<int>(format_ == Format::q6k ? 64 + random_.below(64) : 32 + random_.below(32));
+    const bool negative = signed_scales() && random_.below(2) == 0;
+    const int scale = random_scale();
     bytes[place.scale] = static_cast<std::uint8_t>(negative ? -scale - 1 : scale);
-    if (place.least != 0) bytes[place.least] = static_cast<std::uint8_t>(32 + random_.below(32));
+    if (format_ == Format::q2k) {
+      bytes[place.scale] = static_cast<std::uint8_t>(bytes[place.scale] | random_scale() << 4);
+    } else if (place.least != 0) {
+      bytes[place.least] = static_cast<std::uint8_t>(random_scale());
+    }
   }
 
   void put_half(std::size_t at, double value) {

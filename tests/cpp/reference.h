@@ -52,16 +52,24 @@ inline double bf16_value(std::uint16_t bits) {
 // ---- Packed matrices, by docs/model-file.md ----
 
 inline bool is_quantised(Format format) { return static_cast<int>(format) >= 4; }
-inline bool is_k(Format format) { return static_cast<int>(format) >= 8; }  // the K formats
+// The K formats.
+inline bool is_k(Format format) { return static_cast<int>(format) >= 8 && static_cast<int>(format) <= 13; }
+inline bool has_levels(Format format) { return format == Format::iq4 || format == Format::iq4k; }
 inline int bits(Format format) {
-  constexpr int by_number[] = {32, 32, 16, 16, 4, 4, 8, 8, 4, 5, 6};
+  constexpr int by_number[] = {32, 32, 16, 16, 4, 4, 8, 8, 4, 5, 6, 2, 3, 4, 4, 4};
   return by_number[static_cast<int>(format)];
 }
-inline int offset(Format format) { return format == Format::q4 ? 8 : format == Format::q6k ? 32 : 0; }
-inline bool has_minimum(Format format) {
-  return format == Format::q4m || format == Format::q8m || format == Format::q4k || format == Format::q5k;
+inline int offset(Format format) {
+  return format == Format::q4 ? 8 : format == Format::q6k ? 32 : format == Format::q3k ? 4 : 0;
 }
-inline std::size_t run(Format format) { return format == Format::q6k ? 16 : 32; }  // columns that share a scale
+inline bool has_minimum(Format format) {
+  return format == Format::q4m || format == Format::q8m || format == Format::q4k || format == Format::q5k ||
+         format == Format::q2k || format == Format::q4z;
+}
+// Columns that share a scale.
+inline std::size_t run(Format format) {
+  return format == Format::q6k || format == Format::q2k || format == Format::q3k ? 16 : 32;
+}
 inline std::size_t columns_of_group(Format format) { return is_k(format) ? 256 : is_quantised(format) ? 64 : 4; }
 inline std::size_t float_bytes(Format format) { return format == Format::f32 ? 4 : 2; }
 
@@ -70,7 +78,8 @@ inline std::size_t padded_cols(Format format, std::size_t cols) { return padded(
 
 // Bytes of a group of columns by 16 rows (quantised formats): halves, integer scales, integers.
 inline std::size_t group_bytes(Format format) {
-  const std::size_t halves = has_minimum(format) && !is_k(format) ? 128 : 64, scales = is_k(format) ? 256 : 0;
+  const std::size_t halves = has_minimum(format) && !is_k(format) ? 128 : 64;
+  const std::size_t scales = !is_k(format) ? 0 : format == Format::iq4k ? 128 : 256;
   return halves + scales + columns_of_group(format) * 16 * static_cast<std::size_t>(bits(format)) / 8;
 }
 
@@ -83,10 +92,10 @@ inline std::size_t packed_bytes(Format format, std::size_t rows, std::size_t col
 // Where the parts of one weight of a quantised matrix lie, in bytes. What a format does not have stays 0.
 struct Place {
   std::size_t d = 0, m = 0;          // halves: scale and minimum, or what integer scale and minimum are multiplied with
-  std::size_t scale = 0, least = 0;  // K: integer scale and minimum
-  std::size_t q = 0;                 // the integer, or its low nibble
-  int q_shift = 0;
-  std::size_t high = 0;  // the bits above the nibble
+  std::size_t scale = 0, least = 0;  // K: integer scale and minimum; q2k: nibbles of one byte
+  std::size_t q = 0;                 // the integer, or its low bits
+  int q_shift = 0, q_bits = 4;
+  std::size_t high = 0;  // the bits above those
   int high_shift = 0, high_mask = 0;
 };
 
@@ -101,23 +110,34 @@ inline void place_integer(Place& place, Format format, std::size_t start, std::s
   place.q_shift = bits(format) != 8 && c >= 16 ? 4 : 0;
 }
 
+// 2 bits of an integer, in 128 bytes a block.
+inline void place_pair(std::size_t& at, int& shift, std::size_t start, std::size_t r, std::size_t c) {
+  at = start + 64 * (c / 16) + 4 * r + c % 4;
+  shift = static_cast<int>(2 * (c / 4 % 4));
+}
+
 inline Place place_of_k(Format format, std::size_t cols, std::size_t row, std::size_t col) {
   const std::size_t start = group_start(format, cols, row, col), block = col % 256 / 32, r = row % 16, c = col % 32;
   Place place;
   place.d = start + 2 * r;
   if (has_minimum(format)) place.m = start + 32 + 2 * r;
   place.scale = start + 64 + 16 * (col % 256 / run(format)) + r;
-  if (has_minimum(format)) place.least = start + 64 + 128 + 16 * block + r;
-  place_integer(place, format, start + 320 + 256 * block, r, c);
-  const std::size_t high = start + 320 + 2048;
-  if (format == Format::q5k) {
+  if (has_minimum(format)) place.least = format == Format::q2k ? place.scale : start + 64 + 128 + 16 * block + r;
+  const std::size_t integers = start + 64 + (format == Format::iq4k ? 128 : 256);
+  if (bits(format) <= 3) {
+    place.q_bits = 2;
+    place_pair(place.q, place.q_shift, integers + 128 * block, r, c);
+  } else {
+    place_integer(place, format, integers + 256 * block, r, c);
+  }
+  const std::size_t high = integers + (bits(format) <= 3 ? 1024 : 2048);
+  if (format == Format::q5k || format == Format::q3k) {
     place.high = high + 64 * block + 4 * r + c % 4;
     place.high_shift = static_cast<int>(c / 4);
     place.high_mask = 1;
   }
   if (format == Format::q6k) {
-    place.high = high + 128 * block + 64 * (c / 16) + 4 * r + c % 4;
-    place.high_shift = static_cast<int>(2 * (c / 4 % 4));
+    place_pair(place.high, place.high_shift, high + 128 * block, r, c);
     place.high_mask = 3;
   }
   return place;
@@ -129,7 +149,11 @@ inline Place place_of(Format format, std::size_t cols, std::size_t row, std::siz
   const std::size_t integers = start + (has_minimum(format) ? 128 : 64);
   Place place;
   place.d = start + 32 * block + 2 * r;
-  if (has_minimum(format)) place.m = start + 64 + 32 * block + 2 * r;
+  if (format == Format::q4z) {
+    place.m = start + 64 + 16 * block + r;  // a byte
+  } else if (has_minimum(format)) {
+    place.m = start + 64 + 32 * block + 2 * r;
+  }
   place_integer(place, format, integers + static_cast<std::size_t>(bits(format)) * 64 * block, r, col % 32);
   return place;
 }
@@ -142,18 +166,23 @@ inline std::uint16_t half_at(const std::vector<std::uint8_t>& bytes, std::size_t
 inline int integer_at(Format format, const std::vector<std::uint8_t>& bytes, const Place& place) {
   if (bits(format) == 8) return static_cast<std::int8_t>(bytes[place.q]);
   const int high = place.high_mask ? bytes[place.high] >> place.high_shift & place.high_mask : 0;
-  return (bytes[place.q] >> place.q_shift & 15) + 16 * high - offset(format);
+  const int low = bytes[place.q] >> place.q_shift & ((1 << place.q_bits) - 1);
+  constexpr int levels[] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+  return has_levels(format) ? levels[low] : low + (high << place.q_bits) - offset(format);
 }
 
 inline double scale_at(Format format, const std::vector<std::uint8_t>& bytes, const Place& place) {
   const double d = half_value(half_at(bytes, place.d));
   if (!is_k(format)) return d;
-  return d * (format == Format::q6k ? static_cast<std::int8_t>(bytes[place.scale]) : bytes[place.scale]);
+  if (format == Format::q2k) return d * (bytes[place.scale] & 15);
+  return d * (has_minimum(format) ? bytes[place.scale] : static_cast<std::int8_t>(bytes[place.scale]));
 }
 
 inline double minimum_at(Format format, const std::vector<std::uint8_t>& bytes, const Place& place) {
   if (!has_minimum(format)) return 0;
+  if (format == Format::q4z) return -half_value(half_at(bytes, place.d)) * bytes[place.m];
   const double m = half_value(half_at(bytes, place.m));
+  if (format == Format::q2k) return -m * (bytes[place.least] >> 4);
   return is_k(format) ? -m * bytes[place.least] : m;
 }
 
@@ -228,13 +257,15 @@ inline Sum dot_int8(Format format, const std::vector<std::uint8_t>& bytes, std::
     const QuantizedBlock block = quantize(x + col, n);
     for (std::size_t first = 0; first < n; first += run(format)) {
       const Place place = place_of(format, cols, row, col + first);
-      std::int64_t dot = 0;
-      for (std::size_t i = first; i < std::min(n, first + run(format)); ++i)
+      std::int64_t dot = 0, activations = 0;
+      for (std::size_t i = first; i < std::min(n, first + run(format)); ++i) {
         dot += block.q[i] * integer_at(format, bytes, place_of(format, cols, row, col + i));
+        activations += block.q[i];
+      }
       sum.add(scale_at(format, bytes, place) * block.scale * static_cast<double>(dot));
+      if (has_minimum(format))
+        sum.add(minimum_at(format, bytes, place) * block.scale * static_cast<double>(activations));
     }
-    if (has_minimum(format))
-      sum.add(minimum_at(format, bytes, place_of(format, cols, row, col)) * block.scale * block.sum);
   }
   return sum;
 }

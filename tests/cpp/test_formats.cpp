@@ -17,11 +17,15 @@ const std::vector<Format> formats = {
 #undef PYINFER_FORMAT
 };
 
-// Those that floats can be packed to: all but the K formats, which hold what a K source has.
+// Those that hold what a source has; floats cannot be packed to them.
+const std::vector<Format> source_formats = {Format::q4k, Format::q5k,  Format::q6k, Format::q2k,
+                                            Format::q3k, Format::iq4k, Format::iq4, Format::q4z};
+
 std::vector<Format> packable_formats() {
   std::vector<Format> packable;
   for (const Format format : formats)
-    if (!reference::is_k(format)) packable.push_back(format);
+    if (std::find(source_formats.begin(), source_formats.end(), format) == source_formats.end())
+      packable.push_back(format);
   return packable;
 }
 
@@ -78,14 +82,17 @@ std::vector<std::uint8_t> random_blocks(Random& random, Source source, std::size
 
 // Block types, and where their halves lie.
 std::vector<std::pair<Source, std::vector<std::size_t>>> sources_with_halves() {
-  return {{Source::Q4_0, {0}}, {Source::Q4_1, {0, 2}}, {Source::Q5_0, {0}},    {Source::Q5_1, {0, 2}},
-          {Source::Q8_0, {0}}, {Source::Q4_K, {0, 2}}, {Source::Q5_K, {0, 2}}, {Source::Q6_K, {208}}};
+  return {{Source::Q4_0, {0}},      {Source::Q4_1, {0, 2}}, {Source::Q5_0, {0}},    {Source::Q5_1, {0, 2}},
+          {Source::Q8_0, {0}},      {Source::Q4_K, {0, 2}}, {Source::Q5_K, {0, 2}}, {Source::Q6_K, {208}},
+          {Source::Q2_K, {80, 82}}, {Source::Q3_K, {108}},  {Source::IQ4_NL, {0}},  {Source::IQ4_XS, {0}},
+          {Source::Q4_Z, {0}}};
 }
 
 }  // namespace
 
 TEST(formats, numbers_and_names_are_those_of_the_page) {
-  const char* names[] = {"f32", "f16", "bf16", "q4", "q4m", "q8", "q8m", "q4k", "q5k", "q6k"};
+  const char* names[] = {"f32", "f16", "bf16", "q4",  "q4m",  "q8",  "q8m", "q4k",
+                         "q5k", "q6k", "q2k",  "q3k", "iq4k", "iq4", "q4z"};
   CHECK_EQUAL(formats.size(), std::size(names));
   for (std::size_t i = 0; i < std::size(names); ++i) {
     CHECK_EQUAL(static_cast<std::size_t>(formats[i]), i + 1);
@@ -104,7 +111,7 @@ TEST(formats, packed_bytes_are_those_of_the_page) {
       for (std::size_t cols = 1; cols < 200; ++cols)
         CHECK_EQUAL(packed_bytes(format, rows, cols), reference::packed_bytes(format, rows, cols));
     const std::size_t most = 0xffffffff;
-    CHECK(packed_bytes(format, most, 4096) / 4096 >= most / 2);  // does not wrap
+    CHECK(packed_bytes(format, most, 4096) / 4096 >= most / 8 * reference::bits(format));  // does not wrap
   }
 }
 
@@ -230,10 +237,10 @@ TEST(formats, sources_are_carried_over_exactly) {
   }
 }
 
-TEST(formats, k_formats_take_k_blocks_only) {
+TEST(formats, formats_of_sources_take_their_blocks_only) {
   const std::vector<float> values(256, 1.0f);
   std::vector<std::uint8_t> bytes(packed_bytes(Format::q6k, 1, 256)), blocks(256);
-  for (const Format format : {Format::q4k, Format::q5k, Format::q6k}) {
+  for (const Format format : source_formats) {
     CHECK_ERROR(pack(format, values.data(), 1, 256, bytes.data()), request, format_name(format));
     CHECK_ERROR(repack(Source::Q4_0, format, blocks.data(), 1, 256, bytes.data()), request, format_name(format));
   }
@@ -250,6 +257,29 @@ TEST(formats, scales_of_sources_that_are_not_finite_are_refused) {
         CHECK_ERROR(repack(source, format, data.data(), 1, 512, bytes.data()), request, "finite");
       }
     }
+  }
+}
+
+// llama2.c's groups: the integers are kept, the scale becomes the nearest half.
+TEST(formats, float_scales_are_rounded_to_halves) {
+  Random random(9);
+  std::vector<std::uint8_t> data(2 * 36);
+  for (std::uint8_t& byte : data) byte = static_cast<std::uint8_t>(random.bits());
+  const float scales[] = {0.0123456f, -7.654321f};
+  for (std::size_t b = 0; b < 2; ++b) std::memcpy(&data[36 * b], &scales[b], 4);
+  std::vector<float> exact(64);
+  dequantize(Source::Q8_F, data.data(), 1, 64, exact.data());
+  std::vector<std::uint8_t> bytes(packed_bytes(Format::q8, 1, 64));
+  repack(Source::Q8_F, Format::q8, data.data(), 1, 64, bytes.data());
+  const std::vector<float> stored = unpacked(Format::q8, bytes, 1, 64);
+  for (std::size_t i = 0; i < 64; ++i) {
+    const auto q = static_cast<std::int8_t>(data[36 * (i / 32) + 4 + i % 32]);
+    CHECK_EQUAL(exact[i], scales[i / 32] * static_cast<float>(q));
+    CHECK_EQUAL(stored[i], static_cast<float>(reference::half_value(reference::nearest_half(scales[i / 32])) * q));
+  }
+  for (const float bad : {NAN, INFINITY, 1e6f}) {
+    std::memcpy(data.data(), &bad, 4);
+    CHECK_ERROR(repack(Source::Q8_F, Format::q8, data.data(), 1, 64, bytes.data()), request, "finite");
   }
 }
 

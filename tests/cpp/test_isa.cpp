@@ -23,11 +23,17 @@ TEST(isa, active_is_what_the_environment_asks_for) {
   }
 }
 
+// How this program starts itself: PYINFER_TEST_EMULATOR is what stands before it where another processor is emulated.
+static std::string this_program() {
+  const char* emulator = std::getenv("PYINFER_TEST_EMULATOR");
+  return (emulator == nullptr ? "" : std::string(emulator) + " ") + "'" + check::program + "'";
+}
+
 TEST(isa, each_can_be_forced_and_no_other) {
   std::vector<std::string> names = {"", "nonsense", "scala", "scalar2", "AVX2"};
   for (const Isa& isa : isas()) names.push_back(isa.name);
   for (const std::string& name : names) {
-    const std::string command = "PYINFER_ISA='" + name + "' '" + check::program + "' isa.active_is > /dev/null";
+    const std::string command = "PYINFER_ISA='" + name + "' " + this_program() + " isa.active_is > /dev/null";
     CHECK_EQUAL(std::system(command.c_str()), 0);
   }
 }

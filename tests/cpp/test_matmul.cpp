@@ -43,12 +43,12 @@ struct Product {
     return int8 ? reference::dot_int8(format, packed, cols, row, x) : reference::dot_f32(format, packed, cols, row, x);
   }
 
-  // Roundings on the way to one output. int8: a term a run, and one a block for the minimum; each has a product of two scales, the
+  // Roundings on the way to one output. int8: a term a run, and one for its minimum; each has a product of two scales, the
   // product with the integer, and a sum. f32: two sums of half the columns each, of weights that round once.
   double roundings() const {
     const auto n = static_cast<double>(reference::padded(cols, 64));
-    return int8 ? n / static_cast<double>(reference::run(format)) + (reference::has_minimum(format) ? n / 32 : 0) + 4
-                : n / 2 + 5;
+    const double terms = reference::has_minimum(format) ? 2 : 1;
+    return int8 ? terms * n / static_cast<double>(reference::run(format)) + 4 : n / 2 + 5;
   }
 };
 
@@ -98,9 +98,13 @@ void check_rows_alone(const Kernels& kernels, const Product& product, Random& ra
 void simplify(Format format, std::vector<std::uint8_t>& packed, const reference::Place& place, std::size_t row) {
   const std::uint16_t one = 0x3c00, minimum = row % 2 ? one : 0;
   std::memcpy(&packed[place.d], &one, 2);
-  if (place.m != 0) std::memcpy(&packed[place.m], &minimum, 2);
+  if (format == Format::q4z) {
+    packed[place.m] = row % 2;
+  } else if (place.m != 0) {
+    std::memcpy(&packed[place.m], &minimum, 2);
+  }
   if (place.scale != 0) packed[place.scale] = 1;
-  if (place.least != 0) packed[place.least] = 1;
+  if (place.least != 0) packed[place.least] = format == Format::q2k ? 0x11 : 1;
   if (row >= 4) return;
   const bool eight = reference::bits(format) == 8;
   packed[place.q] = row < 2 ? (eight ? 0x80 : 0xff) : (eight ? 0x7f : 0x00);
@@ -128,6 +132,7 @@ T read_at(const std::uint8_t* bytes, std::size_t offset) {
 void check_panel(const Kernels& kernels, const std::vector<float>& x, std::size_t n_rows, std::size_t cols,
                  std::size_t stride) {
   const std::size_t n_blocks = reference::padded(cols, kPanelCols) / 32, block_bytes = kPanelBlockBytes * n_rows;
+  const auto depth = static_cast<std::size_t>(kernels.panel_depth);
   std::vector<std::uint8_t> panel(n_blocks * block_bytes, 0xaa);
   kernels.pack_int8(x.data(), stride, static_cast<int>(n_rows), cols, panel.data());
   for (std::size_t b = 0; b < n_blocks; ++b) {
@@ -136,7 +141,7 @@ void check_panel(const Kernels& kernels, const std::vector<float>& x, std::size_
       const std::size_t n = b * 32 < cols ? std::min<std::size_t>(32, cols - b * 32) : 0;
       const reference::QuantizedBlock expected = reference::quantize(&x[r * stride] + b * 32, n);
       for (std::size_t i = 0; i < 32; ++i)
-        CHECK_EQUAL(static_cast<std::int8_t>(block[4 * (i / 4 * n_rows + r) + i % 4]), expected.q[i]);
+        CHECK_EQUAL(static_cast<std::int8_t>(block[depth * (i / depth * n_rows + r) + i % depth]), expected.q[i]);
       const std::uint8_t* tail = block + 32 * n_rows;
       CHECK_EQUAL(read_at<float>(tail, 4 * r), expected.scale);
       CHECK_EQUAL(read_at<float>(tail, 4 * (n_rows + r)), expected.scale * static_cast<float>(expected.sum));

@@ -14,7 +14,7 @@ from gguf_writer import BLOCKS, Tensor, TinyLlama, Typed, bpe_kv, pack_string, p
 
 HUGE = (2**31, 2**63, 2**64 - 1)
 UNREADABLE_TYPES = {
-    4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 10: "Q2_K", 16: "IQ2_XXS", 20: "IQ4_NL", 39: "MXFP4", 24: "I8", 28: "F64",
+    4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 16: "IQ2_XXS", 21: "IQ3_S", 34: "TQ1_0", 39: "MXFP4", 24: "I8", 28: "F64",
     41: "41", 2**31: "2147483648", 2**32 - 1: "4294967295",
 }  # fmt: skip
 """Tensor type ids that are removed, not supported or unknown, and how the message names them."""

@@ -258,10 +258,23 @@ def test_pull_asks_again_what_a_name_stands_for(repository: Path, tmp_path: Path
          "config.json model-1.safetensors model-2.safetensors"),
         ("config.json model.safetensors m.gguf", "config.json model.safetensors"),
         ("config.json sub/m.gguf", "sub/m.gguf"),
+        ("a-00001-of-00002.gguf a-00002-of-00002.gguf", "a-00001-of-00002.gguf a-00002-of-00002.gguf"),
+        ("config.json pytorch_model-1.bin pytorch_model-2.bin pytorch_model.bin.index.json training_args.bin",
+         "config.json pytorch_model.bin.index.json pytorch_model-1.bin pytorch_model-2.bin"),
+        ("config.json model.safetensors pytorch_model.bin", "config.json model.safetensors"),
+        ("config.json model.safetensors quantize_config.json", "config.json quantize_config.json model.safetensors"),
     ],
 )  # fmt: skip
 def test_what_is_chosen_of_a_repository(names: str, chosen: str) -> None:
     assert huggingface._choose("org/repo", names.split(), "") == chosen.split()
+
+
+def test_all_parts_of_a_split_gguf_are_chosen() -> None:
+    names = [f"{quant}-{i:05}-of-{n:05}.gguf" for quant, n in (("q4", 2), ("q8", 3)) for i in range(1, n + 1)]
+    assert huggingface._choose("org/repo", names, "q8-00001-of-00003.gguf") == names[2:]
+    assert huggingface._choose("org/repo", names, "q8-00002-of-00003.gguf") == [names[3]]
+    with pytest.raises(DownloadError, match="choose by"):
+        huggingface._choose("org/repo", names, "")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +282,7 @@ def test_what_is_chosen_of_a_repository(names: str, chosen: str) -> None:
 )
 def test_a_repository_without_a_model_is_refused(names: str) -> None:
     with pytest.raises(
-        DownloadError, match=r"expected config\.json with model\*\.safetensors, or a \*\.gguf"
+        DownloadError, match=r"expected config\.json with model\*\.safetensors or pytorch_model"
     ):
         huggingface._choose("org/repo", names.split(), "")
 

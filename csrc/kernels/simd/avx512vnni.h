@@ -7,7 +7,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 16, kPanelRows = 12, kQueries = 12, kRegisters = 32 };
+enum { kLanes = 16, kPanelRows = 12, kDepth = 4, kQueries = 12, kRegisters = 32 };
 
 typedef __m512 F;   // kLanes floats
 typedef __m512i I;  // kLanes int32
@@ -57,6 +57,16 @@ inline void i_store_bytes(int8_t* p, I a) { _mm_storeu_si128((__m128i*)p, _mm512
 inline B b_load(const void* p) { return _mm512_loadu_si512(p); }
 inline B b_low_nibbles(B a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 inline B b_high_nibbles(B a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
+// Two bits from bit 2 · N on.
+template <int N>
+inline B b_pair(B a) {
+  return _mm512_and_si512(_mm512_srli_epi16(a, 2 * N), _mm512_set1_epi8(3));
+}
+// table[a] byte by byte, a in 0…15.
+inline B b_lookup(const int8_t (&table)[16], B a) {
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), a);
+}
+inline I i_from_b(B a) { return a; }  // the same bits
 
 // low | (high shifted by Shift, left if positive) & mask, byte by byte; bits that cross a byte are masked away.
 template <int Shift>

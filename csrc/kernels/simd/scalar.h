@@ -10,7 +10,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 4, kPanelRows = 4, kQueries = 2, kRegisters = 16 };
+enum { kLanes = 4, kPanelRows = 4, kDepth = 4, kQueries = 2, kRegisters = 16 };
 
 struct F {
   float v[kLanes];
@@ -142,6 +142,18 @@ inline B b_high_nibbles(B a) {
   for (uint8_t& byte : a.v) byte = (uint8_t)(byte >> 4);
   return a;
 }
+// Two bits from bit 2 · N on.
+template <int N>
+inline B b_pair(B a) {
+  for (uint8_t& byte : a.v) byte = (uint8_t)((byte >> (2 * N)) & 3);
+  return a;
+}
+// table[a] byte by byte, a in 0…15.
+inline B b_lookup(const int8_t (&table)[16], B a) {
+  for (uint8_t& byte : a.v) byte = (uint8_t)table[byte];
+  return a;
+}
+inline I i_from_b(B a) { return i_load(a.v); }  // the same bits
 
 // low | (high shifted by Shift, left if positive) & mask, byte by byte.
 template <int Shift>

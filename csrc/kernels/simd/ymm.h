@@ -8,7 +8,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 8, kPanelRows = 4, kQueries = 6, kRegisters = 16 };
+enum { kLanes = 8, kPanelRows = 4, kDepth = 4, kQueries = 6, kRegisters = 16 };
 
 typedef __m256 F;   // kLanes floats
 typedef __m256i I;  // kLanes int32
@@ -74,6 +74,16 @@ inline void i_store_bytes(int8_t* p, I a) {
 inline B b_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline B b_low_nibbles(B a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 inline B b_high_nibbles(B a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
+// Two bits from bit 2 · N on.
+template <int N>
+inline B b_pair(B a) {
+  return _mm256_and_si256(_mm256_srli_epi16(a, 2 * N), _mm256_set1_epi8(3));
+}
+// table[a] byte by byte, a in 0…15.
+inline B b_lookup(const int8_t (&table)[16], B a) {
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table)), a);
+}
+inline I i_from_b(B a) { return a; }  // the same bits
 
 // low | (high shifted by Shift, left if positive) & mask, byte by byte; bits that cross a byte are masked away.
 template <int Shift>

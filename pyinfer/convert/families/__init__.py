@@ -4,11 +4,11 @@ kind of checkpoint uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyinfer.convert.checkpoint import RawTensor, Spec
-from pyinfer.convert.families import gemma2, gemma3, llama, mistral, names, phi3, qwen2, qwen3, smollm3
+from pyinfer.convert.families import gemma2, gemma3, llama, meta, mistral, names, phi3, qwen2, qwen3, smollm3
 from pyinfer.convert.families.model import Model
 from pyinfer.convert.gguf import KeyValues
 
@@ -33,6 +33,7 @@ HUGGINGFACE: dict[str, Callable[[Mapping[str, Any], Mapping[str, RawTensor]], Mo
     "SmolLM3ForCausalLM": smollm3.from_huggingface,
 }
 LLAMA2C: Callable[[Spec, Mapping[str, RawTensor]], Model] = llama.from_llama2c
+META: Callable[[Mapping[str, Any], Sequence[Mapping[str, RawTensor]], int], Model] = meta.from_meta
 
 _INTERLEAVED = ("llama", "smollm3")
 _HUGGINGFACE_MODULES = {**names.HUGGINGFACE, **names.FUSED_HUGGINGFACE}

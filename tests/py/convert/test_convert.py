@@ -21,7 +21,8 @@ from pyinfer.errors import ModelFileError, RequestError
 DATA = Path(__file__).parents[2] / "data"
 OWN = {
     "F32": "f32", "F16": "f16", "BF16": "bf16", "Q4_0": "q4", "Q4_1": "q4m", "Q5_0": "q8", "Q5_1": "q8m",
-    "Q8_0": "q8", "Q4_K": "q4k", "Q5_K": "q5k", "Q6_K": "q6k",
+    "Q8_0": "q8", "Q4_K": "q4k", "Q5_K": "q5k", "Q6_K": "q6k", "Q2_K": "q2k",
+    "Q3_K": "q3k", "IQ4_NL": "iq4", "IQ4_XS": "iq4k",
 }  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def half_split(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32
     return heads.transpose(0, 2, 1, 3).reshape(values.shape)
 
 
-@pytest.mark.parametrize("kind", SOURCE_BLOCKS)
+@pytest.mark.parametrize("kind", OWN)
 def test_every_source_type_lands_with_its_values(kind: str, tmp_path: Path) -> None:
     shape = shape_of(kind)
     source = write_llama(tmp_path / "a.gguf", shape)

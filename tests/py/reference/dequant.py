@@ -21,9 +21,13 @@ BLOCKS: dict[str, tuple[int, int]] = {
     "Q5_0": (32, 22),
     "Q5_1": (32, 24),
     "Q8_0": (32, 34),
+    "Q2_K": (256, 84),
+    "Q3_K": (256, 110),
     "Q4_K": (256, 144),
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
+    "IQ4_NL": (32, 18),
+    "IQ4_XS": (256, 136),
 }
 """Type name -> (values a block, bytes a block)."""
 
@@ -104,7 +108,51 @@ def _q6_k(b: Bytes) -> Doubles:
     return ((_half(b, 208) * scale)[:, :, None] * q).reshape(-1, 256)
 
 
+def _k_pairs(qs: Bytes) -> NDArray[np.uint8]:
+    """64 bytes -> (n, 8, 32): each run of 32 bytes holds four groups, the first in the lowest two bits."""
+    shift = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
+    return ((qs.reshape(-1, 2, 1, 32) >> shift) & 3).reshape(-1, 8, 32)
+
+
+def _q2_k(b: Bytes) -> Doubles:
+    q = _k_pairs(b[:, 16:80]).reshape(-1, 16, 16).astype(np.float64)
+    scale, minimum = (b[:, :16] & 15).astype(np.float64), (b[:, :16] >> 4).astype(np.float64)
+    d, m = _half(b, 80) * scale, _half(b, 82) * minimum
+    return (d[:, :, None] * q - m[:, :, None]).reshape(-1, 256)
+
+
+def _q3_k(b: Bytes) -> Doubles:
+    """A third bit that is clear takes 4 away. Scales: 16 nibbles, then 16 pairs of which byte i holds i, i + 4, ..."""
+    group = np.arange(8, dtype=np.uint8)[None, :, None]
+    third = (b[:, None, :32] >> group) & 1
+    q = _k_pairs(b[:, 32:96]).astype(np.float64) - 4.0 * (1 - third.astype(np.float64))
+    low = np.concatenate([b[:, 96:104] & 15, b[:, 96:104] >> 4], axis=1)
+    high = np.concatenate([b[:, 104:108] >> shift & 3 for shift in (0, 2, 4, 6)], axis=1)
+    scale = (low | high << 4).astype(np.float64) - 32.0
+    return ((_half(b, 108) * scale)[:, :, None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
+
+
+_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64)
+
+
+def _iq4_nl(b: Bytes) -> Doubles:
+    return _half(b, 0) * _LEVELS[_nibbles(b[:, 2:]).astype(np.int64)]
+
+
+def _iq4_xs(b: Bytes) -> Doubles:
+    """A half, eight pairs of bits in 16, eight nibbles, then eight runs of 16 bytes."""
+    pairs = np.ascontiguousarray(b[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    nibbles = np.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], axis=2).reshape(-1, 8)
+    scale = (nibbles | pairs << 4).astype(np.float64) - 32.0
+    levels = _LEVELS[_nibbles(b[:, 8:].reshape(-1, 16)).astype(np.int64)].reshape(-1, 8, 32)
+    return ((_half(b, 0) * scale)[:, :, None] * levels).reshape(-1, 256)
+
+
 _DECODERS = {
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,

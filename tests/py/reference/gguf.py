@@ -16,6 +16,7 @@ from .dequant import BLOCKS, dequantize
 _TYPE_NAMES = {
     0: "F32", 1: "F16", 30: "BF16",
     2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K",
+    10: "Q2_K", 11: "Q3_K", 20: "IQ4_NL", 23: "IQ4_XS",
 }  # fmt: skip
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9

@@ -73,7 +73,7 @@ ROLES = {
 }  # fmt: skip
 FORMATS = {
     0: "vector", 1: "f32", 2: "f16", 3: "bf16", 4: "q4", 5: "q4m", 6: "q8", 7: "q8m",
-    8: "q4k", 9: "q5k", 10: "q6k",
+    8: "q4k", 9: "q5k", 10: "q6k", 11: "q2k", 12: "q3k", 13: "iq4k", 14: "iq4", 15: "q4z",
 }  # fmt: skip
 TILE_ROWS, GROUP_COLUMNS, BLOCK = 16, 64, 32
 
@@ -173,7 +173,7 @@ def unpack(name: str, data: NDArray[np.uint8], rows: int, cols: int) -> NDArray[
     if name == "vector":
         return data.view("<f4").reshape(rows, cols)
     kinds = {"f32": _float_tiles, "f16": _float_tiles, "bf16": _float_tiles}
-    kinds |= {"q4k": _super_tiles, "q5k": _super_tiles, "q6k": _super_tiles}
+    kinds |= dict.fromkeys(_SUPER, _super_tiles)
     return kinds.get(name, _quantised_tiles)(name, data, rows)[:rows, :cols]
 
 
@@ -186,45 +186,81 @@ def _float_tiles(name: str, data: NDArray[np.uint8], rows: int) -> NDArray[np.fl
 
 
 def _quantised_tiles(name: str, data: NDArray[np.uint8], rows: int) -> NDArray[np.float32]:
-    has_minimum, four_bits = name.endswith("m"), name.startswith("q4")
-    head = 128 if has_minimum else 64
+    has_minimum, four_bits = name.endswith("m"), "q4" in name
+    head = 128 if has_minimum or name == "q4z" else 64
     group = head + (512 if four_bits else 1024)
     tiles = data.reshape(-(-rows // TILE_ROWS), -1, group)
     integers = (_nibbles if four_bits else _bytes)(tiles[:, :, head:])
     if name == "q4":
         integers = integers - 8.0
+    if name == "iq4":
+        integers = LEVELS[integers.astype(np.int64)]
+    if name == "q4z":
+        assert not tiles[:, :, 96:128].any()
+        zeros = tiles[:, :, 64:96].reshape(*tiles.shape[:2], 2, TILE_ROWS).transpose(0, 3, 1, 2)
+        integers = integers - zeros[..., None].astype(np.float64)
     values = _per_block(tiles[:, :, :64]) * integers
     if has_minimum:
         values = values + _per_block(tiles[:, :, 64:128])
     return values.astype(np.float32).reshape(-1, tiles.shape[1] * GROUP_COLUMNS)
 
 
+@dataclass(frozen=True)
+class _Super:
+    """Sizes of one K format: bytes of the integer scales, bits in the first plane of integers, bytes of the second."""
+
+    scales: int
+    low: int
+    high: int
+
+
+_SUPER = {
+    "q4k": _Super(256, 4, 0), "q5k": _Super(256, 4, 512), "q6k": _Super(256, 4, 1024),
+    "q2k": _Super(256, 2, 0), "q3k": _Super(256, 2, 512), "iq4k": _Super(128, 4, 0),
+}  # fmt: skip
+LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64)
+
+
 def _super_tiles(name: str, data: NDArray[np.uint8], rows: int) -> NDArray[np.float32]:
-    """q4k, q5k and q6k: groups of 256 columns."""
-    high = {"q4k": 0, "q5k": 512, "q6k": 1024}[name]
-    tiles = data.reshape(-(-rows // TILE_ROWS), -1, 64 + 256 + 2048 + high)
+    """The K formats: groups of 256 columns."""
+    sizes = _SUPER[name]
+    at, low_bytes = 64 + sizes.scales, 512 * sizes.low
+    tiles = data.reshape(-(-rows // TILE_ROWS), -1, at + low_bytes + sizes.high)
     n, groups = tiles.shape[:2]
-    low = _nibbles(tiles[:, :, 320 : 320 + 2048].reshape(n, groups * 4, 512)).reshape(
-        n, TILE_ROWS, groups, 8, BLOCK
-    )
-    integers = low + 16 * _high_bits(name, tiles[:, :, 320 + 2048 :])
-    d = _halves_of_rows(tiles[:, :, :32])
-    if name == "q6k":
-        assert not tiles[:, :, 32:64].any()
-        scales = _bytes_of_rows(tiles[:, :, 64:320].view(np.int8), 16).repeat(16, axis=-1)
-        values = d * scales.reshape(integers.shape) * (integers - 32)
+    if sizes.low == 4:
+        low = _nibbles(tiles[:, :, at : at + low_bytes].reshape(n, groups * 4, 512))
+        integers = low.reshape(n, TILE_ROWS, groups, 8, BLOCK)
     else:
-        scales, least = (_bytes_of_rows(tiles[:, :, at : at + 128], 8)[..., None] for at in (64, 192))
-        values = d * scales * integers - _halves_of_rows(tiles[:, :, 32:64]) * least
+        integers = _plane(2, tiles[:, :, at : at + low_bytes])
+    if sizes.high:
+        integers = integers + 2**sizes.low * _plane(2 if name == "q6k" else 1, tiles[:, :, at + low_bytes :])
+    d, scales = _halves_of_rows(tiles[:, :, :32]), tiles[:, :, 64:at]
+    if name in ("q4k", "q5k"):
+        scale, least = (
+            _bytes_of_rows(part, 8)[..., None] for part in (scales[:, :, :128], scales[:, :, 128:])
+        )
+        values = d * scale * integers - _halves_of_rows(tiles[:, :, 32:64]) * least
+    elif name == "q2k":
+        scale, least = (_bytes_of_rows(part, 16) for part in (scales & 15, scales >> 4))
+        scale, least = (part.repeat(16, axis=-1).reshape(integers.shape) for part in (scale, least))
+        values = d * scale * integers - _halves_of_rows(tiles[:, :, 32:64]) * least
+    else:
+        assert not tiles[:, :, 32:64].any()
+        runs = sizes.scales // TILE_ROWS
+        scale = (
+            _bytes_of_rows(scales.view(np.int8), runs).repeat(256 // runs, axis=-1).reshape(integers.shape)
+        )
+        levels = {"q6k": integers - 32, "q3k": integers - 4}
+        values = d * scale * (LEVELS[integers.astype(np.int64)] if name == "iq4k" else levels[name])
     return values.astype(np.float32).reshape(-1, groups * 256)
 
 
-def _high_bits(name: str, bits: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """What stands above the low four bits, (tiles, 16 rows, groups, 8 blocks, 32 columns)."""
+def _plane(width: int, bits: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """`width` bits, 1 or 2, of each integer, (tiles, 16 rows, groups, 8 blocks, 32 columns)."""
     n, groups = bits.shape[:2]
     found = np.zeros((n, TILE_ROWS, groups, 8, BLOCK))
-    for column in range(BLOCK if bits.shape[2] else 0):
-        if name == "q5k":
+    for column in range(BLOCK):
+        if width == 1:
             four = bits.reshape(n, groups, 8, TILE_ROWS, 4)[..., column % 4]
             value = four >> (column // 4) & 1
         else:
