@@ -1,7 +1,7 @@
 """Jinja's immutable sandbox with meters: filters, methods and globals are those on the lists of `operations`.
 
-Everything else is refused by name. Must not know messages. `range` stops at 100,000 as Jinja's sandbox has it; what would be large is paid for before it is
-made, so no value outgrows the fuel.
+Everything else is refused by name. Must not know messages. `range` stops at 100,000 as Jinja's sandbox has it; what
+would be large is paid for before it is made, so no value outgrows the fuel.
 """
 
 from __future__ import annotations
