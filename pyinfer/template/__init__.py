@@ -36,6 +36,7 @@ class Template:
             raise ModelFileError(
                 f"chat template: expected at most {MOST_SOURCE} characters, found {len(source)}"
             )
+        self.source = source
         self._what = what
         environment = Environment()
         try:
