@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from pyinfer import aio
 from pyinfer.completion import Chunk, Completion
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pyinfer.adapters import Adapters
 
-__all__ = ["Answering", "ChatOptions", "Message", "Options", "Prompt", "Turn"]
+__all__ = ["Answering", "ChatFields", "ChatOptions", "Message", "Options", "Prompt", "Turn"]
 
 Message: TypeAlias = Mapping[str, Any]
 """One turn of a chat: `{"role": "user", "content": "…"}`, and what else the template knows."""
@@ -47,8 +47,8 @@ class Options(SamplingFields, total=False):
     session or the model; empty: none at all."""
 
 
-class ChatOptions(Options, total=False):
-    """What may be asked of an answer to messages."""
+class ChatFields(TypedDict, total=False):
+    """How messages become a prompt, and what goes with them."""
 
     format: str | None
     """The prompt format, by name. None: the one the model was loaded with, else its own chat template, else the format
@@ -57,6 +57,10 @@ class ChatOptions(Options, total=False):
     """Descriptions of tools, for templates that know them."""
     documents: Sequence[Mapping[str, Any]] | None
     """Documents, for templates that know them."""
+
+
+class ChatOptions(Options, ChatFields, total=False):
+    """What may be asked of an answer to messages."""
 
 
 class Answering(ABC):

@@ -217,10 +217,12 @@ class ChatFormat:
 
     def _render(self, template: Template, conversation: Conversation, add_generation_prompt: bool) -> str:
         messages = conversation.messages
-        said = self._format.variables(messages) if self._format else {"messages": list(messages)}
-        given = {"tools": conversation.tools, "documents": conversation.documents}
-        asked = {"add_generation_prompt": add_generation_prompt}
-        return template.render({**said, **given, **asked, **self._special})
+        if self._format:
+            return template.render(
+                {**self._format.variables(messages, add_generation_prompt), **self._special}
+            )
+        given = {"messages": list(messages), "tools": conversation.tools, "documents": conversation.documents}
+        return template.render({**given, "add_generation_prompt": add_generation_prompt, **self._special})
 
 
 def _chosen(metadata: Metadata, name: str | None) -> PromptFormat | None:

@@ -41,8 +41,8 @@ class PromptFormat:
     takes_input: bool = False
     """Whether a message of the user may have an `input` beside its `content`."""
 
-    def variables(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What the template reads of checked messages.
+    def variables(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> dict[str, Any]:
+        """What the template reads, of checked messages.
 
         Raises:
             RequestError: The format has no place for something in them.
@@ -54,9 +54,10 @@ class PromptFormat:
             role = "system" if told and i == 0 else ("user", "assistant")[(i - len(told)) % 2]
             self._check(message, role, f"messages[{i}]")
         turns = messages[len(told) :]
-        if not turns:
-            raise self._error("a message of the user", "none")
-        return {"turns": list(turns), "system": told[0]["content"] if told else self.system}
+        if not turns or (add_generation_prompt and turns[-1]["role"] != "user"):
+            raise self._error("a message of the user to answer", "none behind the last answer")
+        told_text = told[0]["content"] if told else self.system
+        return {"turns": list(turns), "system": told_text, "add_generation_prompt": add_generation_prompt}
 
     def _check(self, message: Mapping[str, Any], role: str, where: str) -> None:
         if message["role"] != role:
