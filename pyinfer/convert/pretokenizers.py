@@ -158,7 +158,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "pixtral": _LLAMA3,
     "poro-chat": PreTokenizer(_cuts(_SENTENCES)),
     "qwen2": _QWEN2,
-    "qwen35": PreTokenizer(_cuts(_modern(r"\p{N}", r"\p{L}\p{M}")), nfc=True),
+    "qwen35": PreTokenizer(_cuts(_modern(r"\p{N}", r"\p{L}\p{M}"))),
     "refact": _STARCODER,
     "smaug-bpe": _LLAMA3_MERGED,  # SmolLM3 too
     "smollm": _STARCODER,
