@@ -114,13 +114,25 @@ class _Tokenizers:
         try:
             with self._lock:
                 self._model.encode_special_tokens = not parse_special
-                return list(self._model.encode(text, add_special_tokens=False).ids)
+                ids = list(self._model.encode(text, add_special_tokens=False).ids)
         except _NOT_PANICS:
             raise
         except BaseException as error:
             raise RequestError(
                 f"text: expected text that the tokenizer can split, {_reason(error)}"
             ) from None
+        if not parse_special:
+            self._require_text(ids, text)
+        return ids
+
+    def _require_text(self, ids: Sequence[int], text: str) -> None:
+        """Some models, such as unigram ones, know control tokens as pieces, and would find them in plain text."""
+        for token in ids:
+            if self.is_special(token) and self.piece(token) in text:
+                raise RequestError(
+                    f"text: expected none of the control tokens that the vocabulary cannot write as text, "
+                    f"found {self.piece(token)!r}"
+                )
 
     def join(self, parts: Sequence[str]) -> list[int]:
         special, ids = self.special(), list[int]()

@@ -31,6 +31,7 @@ def opened(source: TokenizerSource, n_vocab: int | None = None) -> Tokenizer:
     metadata = Metadata(
         "test", "llama", tokenizer=source.kind, byte_level=source.byte_level, space_prefix=source.space_prefix,
         bos=source.bos, eos=source.eos, pad=source.pad, unk=source.unk, add_bos=source.add_bos, add_eos=source.add_eos,
+        trim_after=source.trim_after,
     )  # fmt: skip
     return Tokenizer(source.blob, metadata, source.size if n_vocab is None else n_vocab)
 
