@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyinfer.errors import RequestError
+from pyinfer.prompt_formats import FORMATS
 
 if TYPE_CHECKING:
     from pyinfer.answering import ChatFields
@@ -23,9 +24,8 @@ _CHAT_ONLY = ("format", "system", "input", "messages", "tools", "documents")
 def add_conversation(parser: argparse.ArgumentParser) -> None:
     """What is said, and how it becomes a prompt."""
     group = parser.add_argument_group("conversation")
-    group.add_argument(
-        "--format", metavar="NAME", help="prompt format, instead of the model's own chat template"
-    )
+    names = f"prompt format, instead of the model's own chat template: {', '.join(FORMATS)}"
+    group.add_argument("--format", metavar="NAME", help=names)
     group.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
     group.add_argument("--input", metavar="TEXT", help="input to the instruction, for formats such as alpaca")
     group.add_argument(
