@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from pyinfer import aio
 from pyinfer.completion import Chunk, Completion
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pyinfer.adapters import Adapters
 
-__all__ = ["Answering", "Message", "Options", "Prompt", "Turn"]
+__all__ = ["Answering", "ChatFields", "ChatOptions", "Message", "Options", "Prompt", "Turn"]
 
 Message: TypeAlias = Mapping[str, Any]
 """One turn of a chat: `{"role": "user", "content": "…"}`, and what else the template knows."""
@@ -47,6 +47,22 @@ class Options(SamplingFields, total=False):
     session or the model; empty: none at all."""
 
 
+class ChatFields(TypedDict, total=False):
+    """How messages become a prompt, and what goes with them."""
+
+    format: str | None
+    """The prompt format, by name. None: the one the model was loaded with, else its own chat template, else the format
+    of models of its name."""
+    tools: Sequence[Mapping[str, Any]] | None
+    """Descriptions of tools, for templates that know them."""
+    documents: Sequence[Mapping[str, Any]] | None
+    """Documents, for templates that know them."""
+
+
+class ChatOptions(Options, ChatFields, total=False):
+    """What may be asked of an answer to messages."""
+
+
 class Answering(ABC):
     """Answers prompts and turns of a chat, whole or in chunks, with or without asyncio."""
 
@@ -55,8 +71,8 @@ class Answering(ABC):
         """Continues a prompt, chunk by chunk."""
 
     @abstractmethod
-    def chat_stream(self, messages: Turn, **options: Unpack[Options]) -> Stream:
-        """Answers messages, chunk by chunk, in the format of the model's own chat template."""
+    def chat_stream(self, messages: Turn, **options: Unpack[ChatOptions]) -> Stream:
+        """Answers messages, chunk by chunk, in the model's own chat template or a prompt format."""
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         """Continues a prompt. Ctrl-C stops it with KeyboardInterrupt, in the prefill too.
@@ -69,8 +85,8 @@ class Answering(ABC):
         with self.stream(prompt, **options) as stream:
             return stream.finish()
 
-    def chat(self, messages: Turn, **options: Unpack[Options]) -> Completion:
-        """Answers messages in the format of the model's own chat template; errors as of `generate`."""
+    def chat(self, messages: Turn, **options: Unpack[ChatOptions]) -> Completion:
+        """Answers messages in the model's own chat template or a prompt format; errors as of `generate`."""
         with self.chat_stream(messages, **options) as stream:
             return stream.finish()
 
@@ -78,7 +94,7 @@ class Answering(ABC):
         """`generate` in a worker thread; cancelling the task cancels the step under way."""
         return await aio.completion(lambda: self.stream(prompt, **options))
 
-    async def achat(self, messages: Turn, **options: Unpack[Options]) -> Completion:
+    async def achat(self, messages: Turn, **options: Unpack[ChatOptions]) -> Completion:
         """`chat` in a worker thread; cancelling the task cancels the step under way."""
         return await aio.completion(lambda: self.chat_stream(messages, **options))
 
@@ -86,6 +102,6 @@ class Answering(ABC):
         """`stream` in worker threads; cancelling the task or closing the generator cancels the step under way."""
         return aio.chunks(lambda: self.stream(prompt, **options))
 
-    def achat_stream(self, messages: Turn, **options: Unpack[Options]) -> AsyncGenerator[Chunk, None]:
+    def achat_stream(self, messages: Turn, **options: Unpack[ChatOptions]) -> AsyncGenerator[Chunk, None]:
         """`chat_stream` in worker threads; cancelling the task or closing the generator cancels the step."""
         return aio.chunks(lambda: self.chat_stream(messages, **options))

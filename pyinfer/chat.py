@@ -1,4 +1,4 @@
-"""Messages to the tokens of a prompt, by the model's own chat template.
+"""Messages to the tokens of a prompt, by the model's own chat template or a prompt format with a name.
 
 Must not know sessions or sampling. What users write never becomes a control token: the spelling of one inside a message
 stays plain text. To that end such spellings are broken by a character that occurs nowhere else, the text is rendered,
@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pyinfer import prompt_formats
 from pyinfer.errors import RequestError
 from pyinfer.template import Template
 
 if TYPE_CHECKING:
     from pyinfer.answering import Turn
     from pyinfer.convert.metadata import Metadata
+    from pyinfer.prompt_formats import PromptFormat
     from pyinfer.tokenizer import Tokenizer
 
-__all__ = ["ChatFormat", "checked_messages"]
+__all__ = ["ChatFormat", "Conversation", "checked_conversation", "checked_messages"]
 
 _DEEPEST = 32
 _PRIVATE_USE = range(0xE000, 0xF900)
@@ -79,48 +82,121 @@ def _valid(text: str, where: str) -> str:
     return str(text)
 
 
+def checked_conversation(turn: Turn, tools: object = None, documents: object = None) -> Conversation:
+    """What is said and what goes with it, as plain values of their own."""
+    return Conversation(
+        checked_messages(turn), _checked_objects("tools", tools), _checked_objects("documents", documents)
+    )
+
+
+def _checked_objects(name: str, given: object) -> list[Any] | None:
+    """`tools` or `documents`: a list of JSON objects of its own, or None."""
+    if given is None:
+        return None
+    if not isinstance(given, (list, tuple)) or not all(isinstance(item, Mapping) for item in given):
+        raise RequestError(f"{name}: expected a list of mappings, found {given!r:.80}")
+    return [_plain(item, f"{name}[{i}]", 0) for i, item in enumerate(given)] or None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a prompt is made of, checked."""
+
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None = None
+    documents: list[Any] | None = None
+
+    def strings(self) -> Iterator[str]:
+        """Every text in it."""
+        return _strings([self.messages, self.tools, self.documents])
+
+    def mapped(self, change: Callable[[str], str]) -> Conversation:
+        """The same with every text changed."""
+        return Conversation(*_mapped([self.messages, self.tools, self.documents], change))
+
+
 class ChatFormat:
-    """The chat template of one model, compiled.
+    """How one model is asked: its own chat template, or a prompt format, compiled.
 
     Raises:
-        RequestError: The model has no chat template.
+        RequestError: The model has no chat template, and no format was named or is known for it; or the named one needs
+            tokens that the model does not have.
         ModelFileError: The template is not valid.
     """
 
-    def __init__(self, metadata: Metadata, tokenizer: Tokenizer) -> None:
-        if metadata.chat_template is None:
-            raise RequestError(
-                f"the model {metadata.name!r} has no chat template; write the prompt yourself and use generate"
-            )
+    def __init__(self, metadata: Metadata, tokenizer: Tokenizer, name: str | None = None) -> None:
+        """Opens the format of this name; None: the model's own template, else the format of models of its name."""
         self._metadata = metadata
         self._tokenizer = tokenizer
-        self._source = metadata.chat_template
-        self._template = Template(self._source)
+        self._format = _chosen(metadata, name)
+        source = self._format.template if self._format else str(metadata.chat_template)
+        self._template = Template(source, self.what)
+        own_for_tools = None if self._format else metadata.tool_template
+        self._tool_template = Template(own_for_tools, self.what) if own_for_tools else self._template
         self._control = {piece: token for piece, token in tokenizer.special_pieces().items() if piece}
         longest_first = sorted(map(re.escape, self._control), key=len, reverse=True)
         self._spelling = "|".join(longest_first) or r"(?!)"
+        self._special = self._special_tokens()
+        self._require_tokens()
 
-    def tokens(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of the prompt that asks for an answer to checked messages."""
-        text = self._render(messages, add_generation_prompt)
-        written = "\n".join(_strings(messages))
+    @property
+    def what(self) -> str:
+        """What errors call it."""
+        return f"prompt format {self._format.name}" if self._format else "the model's chat template"
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end an answer in this format."""
+        return self._format.stops if self._format else ()
+
+    def _special_tokens(self) -> dict[str, str]:
+        """The spellings of special tokens under the names that templates know them by."""
+        names = {"bos": self._metadata.bos, "eos": next(iter(self._metadata.eos), None)}
+        names |= {"unk": self._metadata.unk, "pad": self._metadata.pad}
+        return {f"{name}_token": self._spelled(token) for name, token in names.items()}
+
+    def _spelled(self, token: int | None) -> str:
+        return "" if token is None else self._tokenizer.token_to_piece(token)
+
+    def _require_tokens(self) -> None:
+        """A named format is nothing without its tokens."""
+        if self._format is None:
+            return
+        for piece in self._format.controls:
+            if self._tokenizer.piece_to_id(piece) is None:
+                raise RequestError(f"{self.what}: expected a vocabulary with {piece!r}, found one without")
+        for name in ("bos_token", "eos_token"):
+            if name in self._template.variables and not self._special[name]:
+                raise RequestError(f"{self.what}: expected a model with {name}, found one without")
+
+    def tokens(self, conversation: Conversation, add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of the prompt that asks for an answer to a checked conversation."""
+        template = self._template if conversation.tools is None else self._tool_template
+        for name in ("tools", "documents"):
+            if getattr(conversation, name) is not None and name not in template.variables:
+                raise RequestError(f"{name}: expected none, as {self.what} has no place for them")
+
+        def render(said: Conversation) -> str:
+            return self._render(template, said, add_generation_prompt)
+
+        text = render(conversation)
+        written = "\n".join(conversation.strings())
         spelled = re.search(self._spelling, written)
         if spelled is None:
             ids = self._tokenizer.encode(text, add_special=False, parse_special=True)
         else:
-            mark = _unused_mark(written + self._source + self._spelling)
-            marked = self._marked(messages, add_generation_prompt, mark)
+            mark = _unused_mark(written + template.source + self._spelling)
+            marked = render(self._marked(conversation, mark))
             if marked.replace(mark, "") != text:
                 raise RequestError(
-                    "messages: expected no control tokens in texts that the model's chat template looks into, "
-                    f"found {spelled[0]!r}"
+                    f"messages: expected no control tokens in texts that {self.what} looks into, found {spelled[0]!r}"
                 )
             ids = self._encode_marked(marked, mark)
         bos = self._metadata.bos if self._metadata.add_bos else None
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
-    def _marked(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, mark: str) -> str:
-        """The text, with the mark in every control token that messages spell; overlapping ones one after the other."""
+    def _marked(self, conversation: Conversation, mark: str) -> Conversation:
+        """The same with the mark in every control token that it spells; overlapping ones one after the other."""
         whole = self._whole(mark)
 
         def broken(text: str) -> str:
@@ -128,28 +204,40 @@ class ChatFormat:
                 text = whole.sub(lambda found: found[0][0] + mark + found[0][1:], text)
             return text
 
-        return self._render(_mapped(messages, broken), add_generation_prompt)
+        return conversation.mapped(broken)
 
     def _encode_marked(self, text: str, mark: str) -> list[int]:
-        ids: list[int] = []
-        for i, part in enumerate(self._whole(mark).split(text)):
-            plain = part.replace(mark, "")
-            ids += [self._control[part]] if i % 2 else self._tokenizer.encode(plain, add_special=False)
-        return ids
+        parts = self._whole(mark).split(text)
+        parts[::2] = [part.replace(mark, "") for part in parts[::2]]
+        return self._tokenizer.encode_parts(parts)
 
     def _whole(self, mark: str) -> re.Pattern[str]:
         """Control tokens without a mark."""
         return re.compile(f"({self._spelling})(?!{mark})")
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        names = {"bos": self._metadata.bos, "eos": next(iter(self._metadata.eos), None)}
-        names |= {"unk": self._metadata.unk, "pad": self._metadata.pad}
-        special = {f"{name}_token": self._spelled(token) for name, token in names.items()}
-        asked = {"add_generation_prompt": add_generation_prompt, "tools": None, "documents": None}
-        return self._template.render({"messages": list(messages), **asked, **special})
+    def _render(self, template: Template, conversation: Conversation, add_generation_prompt: bool) -> str:
+        messages = conversation.messages
+        if self._format:
+            return template.render(
+                {**self._format.variables(messages, add_generation_prompt), **self._special}
+            )
+        given = {"messages": list(messages), "tools": conversation.tools, "documents": conversation.documents}
+        return template.render({**given, "add_generation_prompt": add_generation_prompt, **self._special})
 
-    def _spelled(self, token: int | None) -> str:
-        return "" if token is None else self._tokenizer.token_to_piece(token)
+
+def _chosen(metadata: Metadata, name: str | None) -> PromptFormat | None:
+    """The named format; None where the model's own template is to be used."""
+    if name is not None:
+        return prompt_formats.named(name)
+    if metadata.chat_template is not None:
+        return None
+    found = prompt_formats.recognised(metadata.name)
+    if found is None:
+        raise RequestError(
+            f"the model {metadata.name!r} has no chat template, and its name tells no prompt format; name one with "
+            f"format ({', '.join(prompt_formats.FORMATS)}), or write the prompt yourself and use generate"
+        )
+    return found
 
 
 def _unused_mark(text: str) -> str:

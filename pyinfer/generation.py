@@ -46,6 +46,8 @@ class Request:
     """Tokens that end the answer and are no part of it."""
     logprobs: int | None = None
     processors: tuple[Processor, ...] = ()
+    opens: bool = False
+    """Whether a text begins with the answer, as a turn of a chat does: a leading space is then the tokenizer's own."""
     overlay: Overlay = BARE
     """The adapters to answer with, which whoever takes the timeline puts on it."""
 
@@ -124,7 +126,8 @@ class _Clock:
 def chunks(timeline: Timeline, tokenizer: Tokenizer, request: Request) -> Chunks:
     """Generates an answer on a timeline that the caller owns; the last chunk carries the completion."""
     clock = _Clock()
-    answer = _Answer(request, tokenizer.stream(after=request.prompt), StopMatcher(request.stop))
+    before = () if request.opens else request.prompt
+    answer = _Answer(request, tokenizer.stream(after=before), StopMatcher(request.stop))
     text = ""
     reason: FinishReason = "length"
     try:

@@ -10,16 +10,16 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinfer import _core, memory
-from pyinfer.answering import Answering, Options, Prompt, Turn
-from pyinfer.chat import ChatFormat, checked_messages
+from pyinfer import _core, memory, prompt_formats
+from pyinfer.answering import Answering, ChatOptions, Options, Prompt, Turn
+from pyinfer.chat import ChatFormat, checked_conversation
 from pyinfer.convert.metadata import Metadata
 from pyinfer.errors import ContextFullError, RequestError
 from pyinfer.generation import Processor, Request, Stream, chunks
@@ -52,6 +52,7 @@ def load(
     context: int | None = None,
     activations: Activations | None = None,
     kv: Kv = "f16",
+    format: str | None = None,
     adapters: Adapters = (),
     merge: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
@@ -66,6 +67,8 @@ def load(
             same, but no more than 4096, since memory for the KV cache grows with it.
         activations: `int8` (fast) or `f32` (a slow reference). None: what PYINFER_ACTIVATIONS says, or int8.
         kv: How keys and values are kept: `f16`, or `q8` in half the memory, at a small cost in quality.
+        format: The prompt format of chats, by name. None: the model's own chat template, else the format that models of
+            its name have.
         adapters: The stack of LoRA adapters to answer with, unless a request names others: paths or adapters in order,
             each alone or as (adapter, weight).
         merge: True puts the adapters into the weights, once, into the cache: they cost nothing afterwards, and
@@ -86,6 +89,8 @@ def load(
     chosen = chosen_activations(activations)
     if kv not in ("f16", "q8"):
         raise RequestError(f"kv: expected f16 or q8, found {kv!r}")
+    if format is not None:
+        prompt_formats.named(format)
     from pyinfer import hub
 
     source = path_or_name if isinstance(path_or_name, str) else Path(path_or_name)
@@ -95,9 +100,9 @@ def load(
         if not adapters:
             raise RequestError("merge: expected adapters to merge, found none")
         path = merging.merged(source, merging.loaded(adapters), progress=progress)
-        return Model(path, threads=threads, context=context, activations=chosen, kv=kv)
+        return Model(path, threads=threads, context=context, activations=chosen, kv=kv, format=format)
     path = hub.resolve(source, progress=progress)
-    model = Model(path, threads=threads, context=context, activations=chosen, kv=kv)
+    model = Model(path, threads=threads, context=context, activations=chosen, kv=kv, format=format)
     try:
         model.shelf.default = model.shelf.stack(adapters)
     except BaseException:
@@ -121,6 +126,7 @@ class Model(Answering):
         context: int | None,
         activations: Activations,
         kv: Kv = "f16",
+        format: str | None = None,
     ) -> None:
         """Opens a model.bin; `load` is the way in."""
         file = _core.ModelFile(str(path))
@@ -134,6 +140,9 @@ class Model(Answering):
         """Tokens that prompt and answer may have together."""
         self.activations = activations
         self.kv = kv
+        self.format = format
+        """The prompt format that chats use unless they name one; None: the model's own."""
+        self._chats: dict[str | None, ChatFormat] = {}
         self._engine: _core.Engine | None = _core.Engine(file, threads or 0, activations)
         self.shelf = Shelf(file, self._engine)
         """The adapters that the model knows by name, and the stack that it answers with."""
@@ -203,22 +212,37 @@ class Model(Answering):
         self._open()
         return self._streamed(self.request(prompt, self.context, options, self.shelf.default))
 
-    def chat_stream(self, messages: Turn, **options: Unpack[Options]) -> Stream:
-        """Answers messages, chunk by chunk, in the format of the model's own chat template."""
+    def chat_stream(self, messages: Turn, **options: Unpack[ChatOptions]) -> Stream:
+        """Answers messages, chunk by chunk, in the model's own chat template or a prompt format."""
         self._open()
-        tokens = self.chat_tokens(messages)
-        return self._streamed(self.request(tokens, self.context, options, self.shelf.default))
+        return self._streamed(self.chat_request(messages, self.context, options, self.shelf.default))
 
-    def chat_tokens(self, messages: Turn, *, add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of messages in the format of the model's own chat template.
+    def chat_tokens(
+        self,
+        messages: Turn,
+        *,
+        format: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Token ids of messages in the model's own chat template or a prompt format; arguments as those of `chat`.
 
         Control tokens in the messages stay plain text.
 
         Raises:
-            RequestError: The model has no chat template, or it refuses the messages.
+            RequestError: There is neither a chat template nor a known format, or it refuses the messages.
             ModelFileError: The template is broken, or reaches for what it may not have.
         """
-        return self._chat.tokens(checked_messages(messages), add_generation_prompt)
+        conversation = checked_conversation(messages, tools, documents)
+        return self.chat_format(format).tokens(conversation, add_generation_prompt)
+
+    def chat_format(self, name: str | None = None) -> ChatFormat:
+        """The format that chats are written in: the named one, or the model's; errors as of `chat_tokens`."""
+        name = self.format if name is None else prompt_formats.named(name).name
+        if name not in self._chats:
+            self._chats[name] = ChatFormat(self.metadata, self.tokenizer, name)
+        return self._chats[name]
 
     def logits(self, tokens: Prompt, *, adapters: Adapters | None = None) -> NDArray[np.float32]:
         """Logits of the next token after each token, shape (n_tokens, n_vocab); `adapters` as for `generate`."""
@@ -277,6 +301,16 @@ class Model(Answering):
                 )
         return tuple(map(int, prompt))
 
+    def chat_request(self, messages: Turn, context: int, options: ChatOptions, stack: Stacked) -> Request:
+        """A request that answers messages, checked; stop strings of the format come before those of the options."""
+        given: dict[str, Any] = dict(options)
+        name, tools, documents = (given.pop(key, None) for key in ("format", "tools", "documents"))
+        tokens = self.chat_tokens(messages, format=name, tools=tools, documents=documents)
+        request = self.request(tokens, context, cast(Options, given), stack)
+        stops = checked_stops((*self.chat_format(name).stops, *request.stop))
+        ends = request.stop_ids.union(self._control_tokens(stops))
+        return replace(request, stop=stops, stop_ids=ends, opens=True)
+
     def request(self, prompt: Prompt, context: int, options: Options, stack: Stacked) -> Request:
         """A request from a prompt, options and the stack to use unless they name one, checked; the answers of `Model`
         and `Session` begin here.
@@ -315,10 +349,6 @@ class Model(Answering):
         """Stop strings that spell a control token end the answer at the token, which has no text of its own."""
         tokens = (self.tokenizer.piece_to_id(stop) for stop in stops)
         return [token for token in tokens if token is not None and self.tokenizer.is_special(token)]
-
-    @cached_property
-    def _chat(self) -> ChatFormat:
-        return ChatFormat(self.metadata, self.tokenizer)
 
     # Timelines: lent for one answer each, a few kept for the next
 

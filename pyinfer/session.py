@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from pyinfer.adapters import Adapters, Weighted
-    from pyinfer.answering import Options
+    from pyinfer.answering import ChatOptions, Options
     from pyinfer.generation import Request
     from pyinfer.model import Model
 
@@ -111,13 +111,13 @@ class Session(Answering):
         self._timeline.use(request.overlay)
         return self._opened(chunks(self._timeline, self._model.tokenizer, request))
 
-    def chat_stream(self, messages: Turn, **options: Unpack[Options]) -> Stream:
+    def chat_stream(self, messages: Turn, **options: Unpack[ChatOptions]) -> Stream:
         """Answers what is new in a chat, chunk by chunk."""
         new = checked_messages(messages)
         self._timeline.acquire()
         try:
             whole = [*self._messages, *new]
-            request = self._model.request(self._model.chat_tokens(whole), self.context, options, self._stack)
+            request = self._model.chat_request(whole, self.context, options, self._stack)
         except BaseException:
             self._timeline.release()
             raise

@@ -46,7 +46,7 @@ class Tokenizer:
         self.pad = metadata.pad
         self.unk = metadata.unk
         self._metadata = metadata
-        self._library = open_vocabulary(metadata.tokenizer, blob)
+        self._library = open_vocabulary(metadata.tokenizer, blob, metadata.trim_after)
         self._alphabet = _byte_alphabet() if metadata.byte_level else {}
         self._unwritable = bytes(b for c, b in self._alphabet.items() if self.piece_to_id(c) is None)
         self._bytes: dict[int, bytes] = {}
@@ -79,19 +79,28 @@ class Tokenizer:
 
         Args:
             text: any text that UTF-8 can hold.
-            add_special: put the begin and end tokens around it, as far as the model wants them.
-            parse_special: read the spelling of control tokens as those tokens; otherwise it is plain text.
-            Leave it off for text
-                that comes from users.
+            add_special: put the begin and end tokens around it, as far as the model wants them and the text has not
+                spelled them.
+            parse_special: read the spelling of control tokens as those tokens; otherwise it is plain text. Leave it off
+                for text that comes from users.
         """
         self._check_text(text)
         ids = self._opened().split(text, parse_special) if text else []
         meta = self._metadata
-        if add_special and meta.add_bos and meta.bos is not None:
+        if add_special and meta.add_bos and meta.bos is not None and ids[:1] != [meta.bos]:
             ids = [meta.bos, *ids]
-        if add_special and meta.add_eos and meta.eos:
+        if add_special and meta.add_eos and meta.eos and ids[-1:] != [meta.eos[0]]:
             ids = [*ids, meta.eos[0]]
         return ids
+
+    def encode_parts(self, parts: Sequence[str]) -> list[int]:
+        """Token ids of texts with control tokens between them: a text, the spelling of a token, a text, and so on.
+
+        What the texts spell is text; texts may be empty. Nothing is put around it.
+        """
+        for text in parts[::2]:
+            self._check_text(text)
+        return self._opened().join(parts)
 
     def _check_text(self, text: str) -> None:
         """Some vocabularies lack bytes of unassigned characters, which the library would leave out without

@@ -6,6 +6,7 @@ Must not know metadata, files or streams. `sentencepiece` and `tokenizers` are i
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from threading import Lock
 from typing import Any, Protocol
 
@@ -24,6 +25,11 @@ class Vocabulary(Protocol):
     def split(self, text: str, parse_special: bool) -> list[int]:
         """Ids of a text; control tokens in it are read as such only when asked for."""
 
+    def join(self, parts: Sequence[str]) -> list[int]:
+        """Ids of texts that have the spellings of control tokens between them: text, token, text, and so on; what the
+        texts spell is text.
+        """
+
     def piece(self, token: int) -> str:
         """The spelling of a token; empty for an id that stands for nothing."""
 
@@ -40,23 +46,42 @@ class Vocabulary(Protocol):
         """Whether a token is spelled as it is, neither as bytes nor escaped."""
 
 
+def _trimmed(parts: Sequence[str], left: Collection[str], right: Collection[str]) -> list[str]:
+    """Texts without the white space that tokens swallow before (`left`) or after (`right`) them."""
+    made = list(parts)
+    for i in range(1, len(made), 2):
+        if made[i] in left:
+            made[i - 1] = made[i - 1].rstrip()
+        if made[i] in right:
+            made[i + 1] = made[i + 1].lstrip()
+    return made
+
+
 class _SentencePiece:
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, trim_after: Sequence[int]) -> None:
         self._model = model
         self.size: int = self._model.GetPieceSize()
         self._special = {self.piece(i): i for i in range(self.size) if self._model.IsControl(i)}
+        self._trimming = {self.piece(i) for i in trim_after}
+        self._adds_space = self._model.EncodeAsPieces("a") != ["a"]
         longest_first = sorted(self._special, key=len, reverse=True)
         self._spelled = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     def split(self, text: str, parse_special: bool) -> list[int]:
-        """Control pieces are cut out first when asked for; what lies between them is split as text of its
-        own.
-        """
         if not (parse_special and self._special):
             return list(self._model.EncodeAsIds(text))
+        return self.join(self._spelled.split(text))
+
+    def join(self, parts: Sequence[str]) -> list[int]:
+        """Each text is split as one of its own. The space that it gets in front is its own if it has one: no reference
+        tokenizer writes two.
+        """
         ids: list[int] = []
-        for i, part in enumerate(self._spelled.split(text)):
-            ids += [self._special[part]] if i % 2 else self._model.EncodeAsIds(part)
+        for i, part in enumerate(_trimmed(parts, frozenset(), self._trimming)):
+            if i % 2:
+                ids.append(self._special[part])
+            else:
+                ids += self._model.EncodeAsIds(part.removeprefix(" ") if i and self._adds_space else part)
         return ids
 
     def piece(self, token: int) -> str:
@@ -82,18 +107,38 @@ class _Tokenizers:
         self._lock = Lock()  # encode_special_tokens is a setting of the shared object
         self.size: int = self._model.get_vocab_size(with_added_tokens=True)
         self._added: dict[int, Any] = self._model.get_added_tokens_decoder()
+        self._left = {token.content for token in self._added.values() if token.lstrip}
+        self._right = {token.content for token in self._added.values() if token.rstrip}
 
     def split(self, text: str, parse_special: bool) -> list[int]:
         try:
             with self._lock:
                 self._model.encode_special_tokens = not parse_special
-                return list(self._model.encode(text, add_special_tokens=False).ids)
+                ids = list(self._model.encode(text, add_special_tokens=False).ids)
         except _NOT_PANICS:
             raise
         except BaseException as error:
             raise RequestError(
                 f"text: expected text that the tokenizer can split, {_reason(error)}"
             ) from None
+        if not parse_special:
+            self._require_text(ids, text)
+        return ids
+
+    def _require_text(self, ids: Sequence[int], text: str) -> None:
+        """Some models, such as unigram ones, know control tokens as pieces, and would find them in plain text."""
+        for token in ids:
+            if self.is_special(token) and self.piece(token) in text:
+                raise RequestError(
+                    f"text: expected none of the control tokens that the vocabulary cannot write as text, "
+                    f"found {self.piece(token)!r}"
+                )
+
+    def join(self, parts: Sequence[str]) -> list[int]:
+        special, ids = self.special(), list[int]()
+        for i, part in enumerate(_trimmed(parts, self._left, self._right)):
+            ids += [special[part]] if i % 2 else self.split(part, False) if part else []
+        return ids
 
     def piece(self, token: int) -> str:
         return self._model.id_to_token(token) or ""
@@ -137,12 +182,14 @@ def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def open_vocabulary(kind: str, blob: bytes) -> Vocabulary | None:
-    """The vocabulary that a blob holds; None for the kind `none`."""
+def open_vocabulary(kind: str, blob: bytes, trim_after: Sequence[int] = ()) -> Vocabulary | None:
+    """The vocabulary that a blob holds; None for the kind `none`. `trim_after` are control tokens of a SentencePiece
+    model that swallow the white space after them; the `tokenizers` library keeps its own.
+    """
     if kind == "none":
         return None
     model = load_library(kind, blob)
-    return _SentencePiece(model) if kind == "sentencepiece" else _Tokenizers(model)
+    return _SentencePiece(model, trim_after) if kind == "sentencepiece" else _Tokenizers(model)
 
 
 def check_ids(

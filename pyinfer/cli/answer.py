@@ -8,27 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pyinfer.cli import terminal
-from pyinfer.errors import RequestError
 
 if TYPE_CHECKING:
     from pyinfer import Completion, Stream
 
-__all__ = ["messages", "refuse_system", "remarks", "stats", "write"]
+__all__ = ["remarks", "stats", "write"]
 
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-def messages(prompt: str, system: str | None) -> list[dict[str, str]]:
-    """One turn of the user, after what the model is told beforehand."""
-    told = [{"role": "system", "content": system}] if system else []
-    return [*told, {"role": "user", "content": prompt}]
-
-
-def refuse_system(system: str | None, *, raw: bool) -> None:
-    """Without a chat template there is no place for a system message."""
-    if system:
-        why = "--raw leaves it out" if raw else "this model has none"
-        raise RequestError(f"--system needs a chat template: {why}")
 
 
 def write(stream: Stream) -> Completion:

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyinfer import cache
-from pyinfer.cli import answer, options, terminal
+from pyinfer.cli import answer, conversation, options, terminal
 from pyinfer.errors import PyinferError, RequestError
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-    from pyinfer import Completion, Model, Session
+    from pyinfer import Completion, Model, Session, Stream
     from pyinfer.adapters import AdapterLike, Weighted
-    from pyinfer.answering import Options
+    from pyinfer.answering import ChatFields, Options
 
 __all__ = ["Chat", "chat"]
 
@@ -32,16 +32,16 @@ Ctrl-C stops an answer. Ctrl-D or /exit leaves."""
 _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 
 
-def chat(model: Model, wanted: Options, *, system: str | None, raw: bool, stats: bool) -> int:
-    """Talks until the person leaves."""
-    raw = raw or model.metadata.chat_template is None
-    if raw:
-        answer.refuse_system(system, raw=True)
+def chat(
+    model: Model, wanted: Options, asked: ChatFields, said: list[dict[str, Any]], *, raw: bool, stats: bool
+) -> int:
+    """Talks until the person leaves; `said` is the beginning of the conversation, `asked` goes with every turn."""
+    if not raw:
+        model.chat_format(asked.get("format"))
     with model.session() as session:
-        talk = Chat(session, wanted, raw=raw, stats=stats)
-        if system:
-            talk.system(system)
-        mode = "continues your text: it has no chat template, or --raw was given" if raw else "is ready"
+        session.messages = said
+        talk = Chat(session, wanted, asked, raw=raw, stats=stats)
+        mode = "continues your text" if raw else "is ready"
         terminal.note(f"{model.name} {mode}. /help lists commands, Ctrl-D leaves.")
         _converse(talk, _prompt_session())
     return 0
@@ -100,6 +100,8 @@ class Chat:
 
     session: Session
     wanted: Options
+    asked: ChatFields | None = None
+    """What goes with the messages."""
     raw: bool = False
     """Continue each text instead of answering it as a turn."""
     stats: bool = False
@@ -121,12 +123,16 @@ class Chat:
             terminal.note(f"pyinfer: {terminal.sentence(error)}")
 
     def _answer(self, text: str) -> None:
-        ask = self.session.stream if self.raw else self.session.chat_stream
-        with ask(text, **self.wanted) as stream:
+        with self._stream(text) as stream:
             self.last = answer.write(stream)
         limit = self.wanted.get("max_tokens")
         for line in answer.remarks(self.last, self.session.context, limit, self.stats):
             terminal.note(line)
+
+    def _stream(self, text: str) -> Stream:
+        if self.raw:
+            return self.session.stream(text, **self.wanted)
+        return self.session.chat_stream(text, **self.wanted, **(self.asked or {}))
 
     def _obey(self, name: str, argument: str) -> None:
         if name not in COMMANDS:
@@ -169,14 +175,7 @@ class Chat:
     def load(self, name: str) -> None:
         """Takes up a conversation from a file."""
         path = _file(name, "/load")
-        try:
-            said = json.loads(path.read_bytes())
-        except (ValueError, RecursionError):
-            said = None
-        messages = said.get("messages") if isinstance(said, dict) else None
-        if not isinstance(messages, list):
-            raise RequestError(f"{path}: expected a conversation that /save wrote")
-        self.session.messages = messages
+        self.session.messages = conversation.read_messages(path)
         terminal.note(f"{len(self.session.messages)} messages were read from {path}.")
 
     def lora(self, argument: str) -> None:

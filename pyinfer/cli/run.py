@@ -1,7 +1,8 @@
 """Answer a prompt, or chat.
 
 The prompt is the argument, what comes through a pipe, or both with an empty line between them. Without either,
-on a terminal, it chats. The model's chat template is used when it has one; --raw continues the prompt as it is.
+on a terminal, it chats. Messages become a prompt by the model's own chat template, or by the prompt format that
+--format names or that models of its name have; --raw continues the prompt as it is.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from pyinfer.cli import answer, opened, terminal
+from pyinfer.cli import answer, conversation, opened, terminal
 from pyinfer.cli import options as common
 from pyinfer.errors import RequestError
 
 if TYPE_CHECKING:
-    from pyinfer import Model, Stream
+    from pyinfer import Model
     from pyinfer.answering import Options
 
 
@@ -26,7 +27,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--raw", action="store_true", help="continue the prompt as it stands, without chat template"
     )
-    parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
     parser.add_argument(
         "-n", "--max-tokens", type=common.count(0), metavar="N", help="tokens of the answer at most"
     )
@@ -43,6 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="put the adapters into the weights, once, into the cache; what they change is stored in 8 bits",
     )
+    conversation.add_conversation(parser)
     common.add_engine(parser)
     common.add_sampling(parser)
 
@@ -50,26 +51,36 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Answers the prompt, or hands over to the chat."""
     params = common.sampling_params(options)
-    prompt = _prompt(options.prompt)
+    conversation.refuse_with_raw(options)
+    asked = conversation.chat_options(options)
+    prompt = _prompt(options.prompt, optional=options.messages is not None)
+    said = conversation.messages(prompt, options)
     model = _load(options)
     wanted: Options = {"params": params, "max_tokens": options.max_tokens, "stop": options.stop or ()}
-    if prompt is None:
+    if prompt is None and options.messages is None:
         from pyinfer.cli import chat
 
-        return chat.chat(model, wanted, system=options.system, raw=options.raw, stats=options.stats)
-    with _stream(model, prompt, options, wanted) as stream:
+        return chat.chat(model, wanted, asked, said, raw=options.raw, stats=options.stats)
+    stream = (
+        model.stream(prompt or "", **wanted) if options.raw else model.chat_stream(said, **wanted, **asked)
+    )
+    with stream:
         completion = answer.write(stream)
     for line in answer.remarks(completion, model.context, options.max_tokens, options.stats):
         terminal.note(line)
     return 0
 
 
-def _prompt(argument: str | None) -> str | None:
-    """The argument and what is piped in; None when the person at the terminal is to be asked."""
+def _prompt(argument: str | None, *, optional: bool) -> str | None:
+    """The argument and what is piped in; None when the person at the terminal is to be asked, or when there is nothing
+    and that is allowed.
+    """
     piped = None if sys.stdin.isatty() else opened.text(sys.stdin.buffer, "standard input")
     if argument is None and piped is None:
         return None
     prompt = "\n\n".join(part for part in (argument, piped) if part)
+    if not prompt and optional:
+        return None
     if not prompt:
         raise RequestError(
             "the prompt is empty: give one as an argument or through a pipe, or use a terminal"
@@ -95,10 +106,3 @@ def _load(options: argparse.Namespace) -> Model:
     return pyinfer.load(
         path, threads=options.threads, context=options.ctx, activations=chosen, kv=options.kv, adapters=stack
     )
-
-
-def _stream(model: Model, prompt: str, options: argparse.Namespace, wanted: Options) -> Stream:
-    if options.raw or model.metadata.chat_template is None:
-        answer.refuse_system(options.system, raw=options.raw)
-        return model.stream(prompt, **wanted)
-    return model.chat_stream(answer.messages(prompt, options.system), **wanted)

@@ -267,6 +267,7 @@ class TokenizerSource:
     unk: int | None = None
     add_bos: bool = False
     add_eos: bool = False
+    trim_after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -282,6 +283,7 @@ class Checkpoint:
     spec: Spec
     tensors: tuple[Tensor, ...]  # in the order in which they are written
     tokenizer: TokenizerSource
+    tool_template: str | None = None  # the chat template where tools are described, if it is another one
     options: Mapping[str, str] = field(default_factory=dict)  # how it came to be, for the record
 
 
@@ -293,6 +295,7 @@ def describe(checkpoint: Checkpoint) -> Metadata:
         architecture=checkpoint.architecture,
         licence=checkpoint.licence,
         chat_template=checkpoint.chat_template,
+        tool_template=checkpoint.tool_template,
         tokenizer=tokenizer.kind,
         byte_level=tokenizer.byte_level,
         space_prefix=tokenizer.space_prefix,
@@ -302,6 +305,7 @@ def describe(checkpoint: Checkpoint) -> Metadata:
         unk=tokenizer.unk,
         add_bos=tokenizer.add_bos,
         add_eos=tokenizer.add_eos,
+        trim_after=tokenizer.trim_after,
     )
 
 

@@ -41,6 +41,7 @@ def open_gguf(path: Path) -> Checkpoint:
             name=file.keys.text("general.name") or _stem(path),
             licence=file.keys.text("general.license"),
             chat_template=file.keys.text("tokenizer.chat_template"),
+            tool_template=file.keys.text("tokenizer.chat_template.tool_use"),
             spec=model.spec,
             tensors=model.tensors,
             tokenizer=tokenizer,

@@ -142,8 +142,21 @@ def _sentencepiece(keys: KeyValues, vocabulary: _Vocabulary) -> TokenizerSource:
     pieces = [Piece(*entry) for entry in zip(texts, scores.tolist(), kinds, strict=True)]
     space_prefix = keys.flag(f"{_PREFIX}add_space_prefix", True)
     blob = encode_model(pieces, space_prefix=space_prefix, byte_fallback=_has_bytes(vocabulary))
-    opened = TokenizerSource("sentencepiece", blob, len(pieces), space_prefix=space_prefix)
+    trim_after = _trimming(vocabulary)
+    opened = TokenizerSource(
+        "sentencepiece", blob, len(pieces), space_prefix=space_prefix, trim_after=trim_after
+    )
     return _with_ids(keys, vocabulary, opened, bos=min(1, last), eos=min(2, last), add_bos=True)
+
+
+def _trimming(vocabulary: _Vocabulary) -> tuple[int, ...]:
+    """Control tokens that swallow the white space after them. GGUF does not say it; vocabularies with these turns do it
+    (source: added tokens of microsoft/Phi-3-mini-4k-instruct).
+    """
+    control = {token: i for i, token in vocabulary.of_kind(CONTROL)}
+    if not {"<|user|>", "<|assistant|>", "<|end|>"} <= control.keys():
+        return ()
+    return tuple(i for token, i in control.items() if token not in ("<s>", "<|endoftext|>"))
 
 
 def _stored(token: str, kind: int) -> str:

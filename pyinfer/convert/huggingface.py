@@ -64,16 +64,22 @@ def _all_tensors(shards: list[Path], integers: bool) -> dict[str, RawTensor]:
     return found
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else the entry of tokenizer_config.json; of several, the one named `default`."""
-    file = folder / "chat_template.jinja"
+_TEMPLATES = {"default": "chat_template.jinja", "tool_use": "additional_chat_templates/tool_use.jinja"}
+"""Chat templates by their names, and the files that may hold them."""
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any], name: str = "default") -> str | None:
+    """The file of this template, else the entry of tokenizer_config.json, which may hold several by name."""
+    file = folder / _TEMPLATES[name]
     if file.is_file():
         with in_file(file):
             return _utf8(read_small(file))
     template = settings.get("chat_template")
     if isinstance(template, list):
         named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
-        template = named.get("default")
+        template = named.get(name)
+    elif name != "default":
+        return None
     if template is not None and not isinstance(template, str):
         raise ModelFileError(
             f"tokenizer_config.json: chat_template: expected a string, found {type(template).__name__}"
@@ -139,6 +145,7 @@ def open_folder(path: Path) -> Checkpoint:
         name=path.resolve().name,
         licence=_licence(path),
         chat_template=_chat_template(path, folder.settings),
+        tool_template=_chat_template(path, folder.settings, "tool_use"),
         spec=model.spec,
         tensors=model.tensors,
         tokenizer=tokenizer,
@@ -156,7 +163,7 @@ def _architecture(folder: Folder, known: tuple[str, ...]) -> str:
 
 _IDENTITY = (
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "added_tokens.json", "special_tokens_map.json", "chat_template.jinja",
+    "added_tokens.json", "special_tokens_map.json", *_TEMPLATES.values(),
     *(f"{name}.index.json" for name in _WEIGHTS), *PACKING_FILES,
 )  # fmt: skip
 

@@ -44,6 +44,7 @@ def read_tokenizer(folder: Path, config: Json, generation: Json, settings: Json)
             unk=_token(opened, settings.get("unk_token"), None),
             add_bos=_flag(settings, "add_bos_token", opened.adds_bos and bos is not None),
             add_eos=_flag(settings, "add_eos_token", False),
+            trim_after=opened.trim_after,
         )
 
 
@@ -59,6 +60,7 @@ class _Opened:
         self.byte_level = False
         self.space_prefix = False
         self.adds_bos = False
+        self.trim_after: tuple[int, ...] = ()
 
 
 def _flag(settings: Json, key: str, default: bool) -> bool:
@@ -152,7 +154,19 @@ def _sentencepiece(folder: Path, settings: Json) -> _Opened:
         opened = _Opened("sentencepiece", blob, ids, special)
         opened.space_prefix = "".join(model.EncodeAsPieces("a")) != "a"
         opened.adds_bos = True
+        opened.trim_after = _trimming(settings, model)
         return opened
+
+
+def _trimming(settings: Json, model: Any) -> tuple[int, ...]:
+    """Control tokens that swallow the white space after them; before them is not supported."""
+    found = []
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+        if int(number) < model.GetPieceSize() and model.IsControl(int(number)):
+            if token.get("lstrip") is True:
+                raise UnsupportedError(f"added_tokens_decoder: expected no lstrip, found it at {number}")
+            found += [int(number)] if token.get("rstrip") is True else []
+    return tuple(found)
 
 
 def _added_tokens(folder: Path, settings: Json, size: int) -> list[Piece]:

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pyinfer.errors import ModelFileError
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Goes up when a conversion of the same source would give another file; part of every cache key."""
 
 TOKENIZER_KINDS = ("sentencepiece", "tokenizers", "none")
@@ -59,6 +59,7 @@ class Metadata:
     architecture: str
     licence: str | None = None
     chat_template: str | None = None
+    tool_template: str | None = None  # the chat template where tools are described, if it is another one
     tokenizer: str = "none"
     byte_level: bool = False  # pieces are written in the byte-level alphabet, else with U+2581 for a space
     space_prefix: bool = False  # text gets a leading space before it is split, and loses it when decoded
@@ -68,6 +69,7 @@ class Metadata:
     unk: int | None = None
     add_bos: bool = False
     add_eos: bool = False
+    trim_after: tuple[int, ...] = ()  # control tokens that swallow the white space after them
     source: Source = field(default_factory=lambda: Source("unknown", ()))
     landed: tuple[Landing, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
@@ -100,8 +102,10 @@ def _check_ids(metadata: Metadata) -> None:
         value = getattr(metadata, name)
         if value is not None and value < 0:
             raise ModelFileError(f"metadata.{name}: expected a token id of 0 or more, found {value}")
-    if any(token < 0 for token in metadata.eos):
-        raise ModelFileError(f"metadata.eos: expected token ids of 0 or more, found {list(metadata.eos)}")
+    for name in ("eos", "trim_after"):
+        tokens = getattr(metadata, name)
+        if any(token < 0 for token in tokens):
+            raise ModelFileError(f"metadata.{name}: expected token ids of 0 or more, found {list(tokens)}")
 
 
 def _read(kind: Any, raw: Any, where: str) -> Any:

@@ -37,6 +37,7 @@ def open_model_file(path: Path) -> Checkpoint:
             name=metadata.name,
             licence=metadata.licence,
             chat_template=metadata.chat_template,
+            tool_template=metadata.tool_template,
             spec=Spec(**file.spec),
             tensors=tuple(_tensor(path, record) for record in file.tensors),
             tokenizer=_tokenizer(metadata, file),
@@ -57,6 +58,7 @@ def _tokenizer(metadata: Metadata, file: _core.ModelFile) -> TokenizerSource:
         unk=metadata.unk,
         add_bos=metadata.add_bos,
         add_eos=metadata.add_eos,
+        trim_after=metadata.trim_after,
     )
 
 

@@ -39,11 +39,31 @@ def _ranges(text: str) -> str:
     return "".join("-".join(rf"\x{{{end}}}" for end in item.split("-")) for item in text.split())
 
 
-def _modern(digits: str) -> tuple[dict[str, Any], ...]:
-    """The expression of the 100k-token generation; `digits` says how runs of digits are cut."""
-    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-    rest = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    return _split(words + digits + rest), _byte_level(False)
+def _cuts(*regexes: str) -> tuple[dict[str, Any], ...]:
+    """Stages that cut at each expression in turn, then write bytes."""
+    return *map(_split, regexes), _byte_level(False)
+
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"\s+(?!\S)|\s+"
+_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACES
+
+
+def _modern(digits: str, letters: str = r"\p{L}") -> str:
+    """The expression of the 100k-token generation; `digits` says how runs of digits are cut, `letters` what a word is
+    made of.
+    """
+    outside = rf"\s{letters}\p{{N}}"
+    words = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[{letters}]+|{digits}"
+    return rf"{words}| ?[^{outside}]+[\r\n]*|\s*[\r\n]+|{_SPACES}"
+
+
+def _cased(digits: str, contractions: str) -> str:
+    """The expression of the 200k-token generation, where a word is cut before a capital that follows small letters."""
+    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    before = r"[^\r\n\p{L}\p{N}]?"
+    words = rf"{before}{upper}*{lower}+{contractions}|{before}{upper}+{lower}*{contractions}"
+    return rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|{_SPACES}"
 
 
 _DIGITS = {"type": "Digits", "individual_digits": True}
@@ -62,10 +82,21 @@ _CASED = _ranges(
 _MARKS = _ranges("0021-002F 003A-007E FF01-FF0F FF1A-FF5E 2018-201F 3000-3002")
 _EAST_ASIAN = _ranges("4E00-9FA5 0800-4E00 AC00-D7FF")
 
+_EAST_ASIAN_3 = _ranges("4E00-9FA5 3040-309F 30A0-30FF")
+_SIGNS = _ranges("0021-002F 003A-0040 005B-0060 007B-007E")
+_SENTENCES = r" ?[^(\s|.,!?…。，、।۔،)]+"
+
+_THREE = r"\p{N}{1,3}"
 _GPT2 = PreTokenizer((_byte_level(True),))
 _STARCODER = PreTokenizer((_DIGITS, _byte_level(True)))
-_LLAMA3 = PreTokenizer(_modern(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
-_QWEN2 = PreTokenizer(_modern(r"\p{N}"), nfc=True)
+_LLAMA3 = PreTokenizer(_cuts(_modern(_THREE)), ignore_merges=True, add_bos=True)
+_LLAMA3_MERGED = PreTokenizer(_LLAMA3.stages)
+_QWEN2 = PreTokenizer(_cuts(_modern(r"\p{N}")), nfc=True)
+_QWEN2_PLAIN = PreTokenizer(_QWEN2.stages)
+_GPT4O = PreTokenizer(_cuts(_cased(_THREE, _CONTRACTIONS + "?")))
+_TEKKEN = PreTokenizer(_cuts(_cased(r"\p{N}", "")), ignore_merges=True, add_bos=True)
+_FALCON = PreTokenizer(_cuts(r"[\p{P}\$\+<=>\^~\|`]+", _GPT2_WORDS, "[0-9][0-9][0-9]"))
+_DEFAULT = PreTokenizer(_cuts(r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]"))
 _DEEPSEEK_LLM = PreTokenizer(
     (
         _split(r"[\r\n]"),
@@ -87,22 +118,55 @@ _DEEPSEEK_CODER = PreTokenizer(
         _byte_level(False),
     )
 )
+_DEEPSEEK_V3 = PreTokenizer(
+    _cuts(
+        _THREE,
+        rf"[{_EAST_ASIAN_3}]+",
+        rf"[{_SIGNS}][A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*"
+        rf"|\s*[\r\n]+|{_SPACES}",
+    )
+)
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
+    "codeshell": _STARCODER,
     "command-r": PreTokenizer(_STARCODER.stages, nfc=True),
+    "dbrx": _LLAMA3_MERGED,  # Phi-4 too
     "deepseek-coder": _DEEPSEEK_CODER,
     "deepseek-llm": _DEEPSEEK_LLM,
-    "deepseek-r1-qwen": PreTokenizer(_QWEN2.stages),
+    "deepseek-r1-qwen": _QWEN2_PLAIN,
+    "deepseek-v3": _DEEPSEEK_V3,
+    "default": _DEFAULT,
+    "exaone": _STARCODER,
+    "falcon": _FALCON,
     "falcon3": _LLAMA3,
     "gpt-2": _GPT2,
+    "gpt-4o": _GPT4O,  # Phi-4-mini too
+    "hunyuan": _QWEN2_PLAIN,
+    "kormo": _QWEN2_PLAIN,
+    "lfm2": _LLAMA3,
     "llama-bpe": _LLAMA3,
     "llama-v3": _LLAMA3,
     "llama3": _LLAMA3,
+    "llama4": _GPT4O,
+    "megrez": _QWEN2_PLAIN,
+    "mellum": _GPT2,
+    "midm-2.0": _LLAMA3,
+    "minerva-7b": _STARCODER,
+    "mpt": _GPT2,
+    "olmo": _GPT2,
+    "phi-2": _GPT2,
+    "pixtral": _LLAMA3,
+    "poro-chat": PreTokenizer(_cuts(_SENTENCES)),
     "qwen2": _QWEN2,
+    "qwen35": PreTokenizer(_cuts(_modern(r"\p{N}", r"\p{L}\p{M}"))),
     "refact": _STARCODER,
-    "smaug-bpe": PreTokenizer(_LLAMA3.stages),
+    "smaug-bpe": _LLAMA3_MERGED,  # SmolLM3 too
     "smollm": _STARCODER,
+    "stablelm2": _QWEN2_PLAIN,
     "starcoder": _STARCODER,
+    "tekken": _TEKKEN,
+    "trillion": _GPT2,
+    "viking": PreTokenizer(_cuts(_SENTENCES, r"\p{N}")),
 }
 
 

@@ -31,6 +31,7 @@ _WANTED_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
     "quantize_config.json",

@@ -13,6 +13,7 @@ import pytest
 
 import gguf_writer
 import tiny_models
+import vocabularies as llama_cpp
 from pyinfer import Model, convert, hub, load
 
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and then interrupt.
@@ -34,6 +35,12 @@ def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2_bin(smollm2_gguf: Path) -> Path:
     """The same model, converted."""
     return hub.resolve(smollm2_gguf)
+
+
+@pytest.fixture(scope="session")
+def vocabularies() -> Path:
+    """A folder with the vocabularies, vectors and chat templates of llama.cpp; skips where it cannot be had."""
+    return llama_cpp.folder()
 
 
 @pytest.fixture(scope="session")

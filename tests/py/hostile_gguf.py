@@ -195,7 +195,7 @@ def tokenizer_cases() -> dict[str, tuple[bytes, str]]:
     pieces, scores = spm["tokenizer.ggml.tokens"], spm["tokenizer.ggml.scores"]
     bad: dict[str, tuple[str, str, Sequence[Any]]] = {
         "model": ("bpe", "tokenizer.ggml.model", ["bert", "t5", "", 1]),
-        "pre": ("bpe", "tokenizer.ggml.pre", [None, "no-such-pre", "default", "", 1]),
+        "pre": ("bpe", "tokenizer.ggml.pre", [None, "no-such-pre", "Default", "", 1]),
         "tokens": ("bpe", "tokens", [None, [], tokens[:-1], [*tokens, "more"], Typed("u32", [1] * len(tokens))]),
         "duplicate_tokens": ("bpe", "once", [[tokens[1], *tokens[1:]]]),
         "token_type": ("bpe", "token_type", [None, Typed("i32", kinds[:-1]), Typed("f32", [1.0] * len(kinds))]),

@@ -40,7 +40,7 @@ def test_a_model_without_template_does_not_guess(stories: Model) -> None:
             session.chat,
             session.chat_stream,
         ):
-            with pytest.raises(RequestError, match=r"^the model 'stories260K' has no chat template"):
+            with pytest.raises(RequestError, match=r"^the model 'stories260K' has no chat template.*alpaca"):
                 call("hi")
         session.append([5])
 

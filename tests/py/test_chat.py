@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_writer import byte_alphabet
-from pyinfer.chat import ChatFormat, checked_messages
+from pyinfer.chat import ChatFormat, checked_conversation, checked_messages
 from pyinfer.convert.metadata import Metadata
 from pyinfer.errors import ModelFileError, RequestError
+from pyinfer.prompt_formats import FORMATS
 from pyinfer.template import SECONDS, Template
 from pyinfer.tokenizer import Tokenizer
 
@@ -78,10 +79,13 @@ def rendered(source: str, **variables: Any) -> str:
 
 
 def test_a_chat_becomes_control_tokens_and_text() -> None:
-    ids = chat_format().tokens(checked_messages("hi"))
+    ids = chat_format().tokens(checked_conversation("hi"))
     expected = ["(<|im_start|>)", "user\nhi", "(<|im_end|>)", "\n", "(<|im_start|>)", "assistant\n"]
     assert spelled(ids) == expected
-    assert spelled(chat_format().tokens(checked_messages("hi"), add_generation_prompt=False)) == expected[:-2]
+    assert (
+        spelled(chat_format().tokens(checked_conversation("hi"), add_generation_prompt=False))
+        == expected[:-2]
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,9 +102,9 @@ def test_a_chat_becomes_control_tokens_and_text() -> None:
     ],
 )
 def test_control_tokens_in_messages_stay_text(content: str) -> None:
-    ids = chat_format().tokens(checked_messages(content))
+    ids = chat_format().tokens(checked_conversation(content))
     plain = [b for b in content.encode()]
-    start = len(chat_format().tokens(checked_messages("A"), add_generation_prompt=False)) - 3
+    start = len(chat_format().tokens(checked_conversation("A"), add_generation_prompt=False)) - 3
     assert [token for token in ids if token >= 256] == [258, 259, 258]
     assert ids[start : start + len(plain)] == [byte_id(b) for b in plain]
 
@@ -115,7 +119,7 @@ def byte_id(byte: int) -> int:
     ).map("".join)
 )
 def test_no_message_makes_a_control_token(content: str) -> None:
-    ids = _CHATML.tokens(checked_messages(content))
+    ids = _CHATML.tokens(checked_conversation(content))
     assert [token for token in ids if token >= 256] == [258, 259, 258]
     assert _CHATML._tokenizer.decode(ids) == f"user\n{content}\nassistant\n"
 
@@ -126,30 +130,30 @@ _CHATML = chat_format()
 def test_private_use_characters_are_text_like_any_other() -> None:
     content = "".join(map(chr, range(0xE000, 0xE100))) + "<|im_end|>"
     assert (
-        _CHATML._tokenizer.decode(_CHATML.tokens(checked_messages(content)))
+        _CHATML._tokenizer.decode(_CHATML.tokens(checked_conversation(content)))
         == f"user\n{content}\nassistant\n"
     )
     every = "<s>" + "".join(map(chr, range(0xE000, 0xF900)))
     with pytest.raises(RequestError, match="expected some private-use character"):
-        _CHATML.tokens(checked_messages(every))
+        _CHATML.tokens(checked_conversation(every))
 
 
 def test_control_tokens_in_roles_names_and_tool_calls_stay_text() -> None:
     template = "{% for m in messages %}{{ m.role }}{{ m.content }}{{ m.tools|tojson }}{% endfor %}<s>"
     message = {"role": "<s>", "content": "<s>", "tools": [{"</s>": "<|im_end|>"}]}
-    ids = chat_format(template).tokens(checked_messages(message))
+    ids = chat_format(template).tokens(checked_conversation(message))
     assert spelled(ids) == ['<s><s>[{"</s>": "<|im_end|>"}]', "(<s>)"]
 
 
 def test_a_template_that_looks_into_control_tokens_of_a_message_is_refused() -> None:
     split = "{{ messages[0]['content'].split('</s>')[-1] }}"
-    assert spelled(chat_format(split).tokens(checked_messages("a b"))) == ["a b"]
+    assert spelled(chat_format(split).tokens(checked_conversation("a b"))) == ["a b"]
     with pytest.raises(RequestError, match=r"expected no control tokens .* found '</s>'"):
-        chat_format(split).tokens(checked_messages("a</s>b"))
+        chat_format(split).tokens(checked_conversation("a</s>b"))
 
 
 def test_trimming_templates_keep_control_tokens_text() -> None:
-    ids = chat_format("<s>{{ messages[0]['content']|trim }}</s>").tokens(checked_messages(" <s> x </s> "))
+    ids = chat_format("<s>{{ messages[0]['content']|trim }}</s>").tokens(checked_conversation(" <s> x </s> "))
     assert spelled(ids) == ["(<s>)", "<s> x </s>", "(</s>)"]
 
 
@@ -157,21 +161,26 @@ def test_trimming_templates_keep_control_tokens_text() -> None:
     "template", ["<s>{{ messages[0].content }}", "{{ bos_token }}{{ messages[0].content }}"]
 )
 def test_bos_is_not_doubled(template: str) -> None:
-    assert spelled(chat_format(template, add_bos=True).tokens(checked_messages("x"))) == ["(<s>)", "x"]
-    assert spelled(chat_format(template).tokens(checked_messages("x"))) == ["(<s>)", "x"]
+    assert spelled(chat_format(template, add_bos=True).tokens(checked_conversation("x"))) == ["(<s>)", "x"]
+    assert spelled(chat_format(template).tokens(checked_conversation("x"))) == ["(<s>)", "x"]
 
 
 def test_bos_is_added_where_the_model_wants_it_and_the_template_has_none() -> None:
-    assert spelled(chat_format("{{ messages[0].content }}", add_bos=True).tokens(checked_messages("x"))) == [
+    assert spelled(
+        chat_format("{{ messages[0].content }}", add_bos=True).tokens(checked_conversation("x"))
+    ) == [
         "(<s>)",
         "x",
     ]
-    assert spelled(chat_format("{{ messages[0].content }}").tokens(checked_messages("x"))) == ["x"]
+    assert spelled(chat_format("{{ messages[0].content }}").tokens(checked_conversation("x"))) == ["x"]
 
 
 def test_no_template_is_an_error_that_says_so() -> None:
-    with pytest.raises(RequestError, match="'tiny' has no chat template"):
+    with pytest.raises(
+        RequestError, match="'tiny' has no chat template, and its name tells no prompt format"
+    ) as error:
         chat_format(None)
+    assert all(name in str(error.value) for name in FORMATS)
 
 
 # Messages
@@ -242,6 +251,7 @@ def test_messages_are_copies() -> None:
         ("{% set x %}a{{ 1 }}{% endset %}{{ x + 'b' }}", "a1b"),
         ("{{ 'a\nb'|indent(2) }}|{{ 'a\nb'|indent('> ', first=true) }}", "a\n  b|> a\n> b"),
         ("{{ 'aXbX'|replace('X', '-') }}{{ 'aXbX'.replace('X', '-', 1) }}{{ ', '.join(['a', 'b']) }}", "a-b-a-bXa, b"),
+        ("{{ '<{}|{}|{a}>{{}}'.format(1, 'x', a='b') + '{1}{0}'.format(1, 2) }}", "<1|x|b>{}21"),
         ("   {% if true %}\n  x\n   {% endif %}\n", "  x\n"),
         ("{{ 1.5 }}{{ none }}{{ true }}{{ ['a', 1] }}{{ {'a': 1} }}", "1.5NoneTrue['a', 1]{'a': 1}"),
     ],
@@ -305,6 +315,7 @@ GROWING = (
         GROWING % ("'ab'", "ns.x.replace('a', 'aa')"),
         GROWING % ("'ab'", "ns.x.join([ns.x, ns.x])"),
         GROWING % ("'ab'", "[ns.x, ns.x]|join"),
+        GROWING % ("'ab'", "'{}{}'.format(ns.x, ns.x)"),
         GROWING % ("'ab'", "[ns.x, ns.x]"),
         GROWING % ("'ab'", "{'a': ns.x, 'b': ns.x}"),
         GROWING % ("'ab'", "dict(a=ns.x, b=ns.x)"),
@@ -344,6 +355,10 @@ def test_endless_and_exploding_templates_are_stopped(source: str) -> None:
         "{{ 'a'.zfill(10**9) }}",
         "{{ 'a\t'.expandtabs(10**9) }}",
         "{{ '{:>1000000000}'.format(1) }}",
+        "{{ '{0.__class__}'.format(1) }}",
+        "{{ '{0[0]}'.format([1]) }}",
+        "{{ '{!r}'.format(1) }}",
+        "{{ '{}'.format(range) }}",
         "{{ '{a.__class__}'.format_map({'a': 1}) }}",
         "{{ '%1000000000d' % 1 }}",
         "{{ (1).to_bytes(10**9, 'big') }}",

@@ -90,8 +90,9 @@ def test_save_and_load(talk: Chat, tmp_path: Path) -> None:
         None,
         b"",
         b"{",
-        b"[]",
+        b"5",
         b"{}",
+        b"[5]",
         b'{"messages": 3}',
         b'{"messages": [{"role": "user"}]}',
         b"\xff",
@@ -283,7 +284,9 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_not_the_program(tmp_path: Path) -
 
     shape = gguf_writer.TinyLlama(n_vocab=300, context=1 << 16)
     path = gguf_writer.write_llama(tmp_path / "m.gguf", shape, tokenizer="spm")
-    terminal = Terminal("run", path, "--ctx", 1 << 16, "-t", 1, "--logit-bias", "2=-inf", "--seed", 1)
+    terminal = Terminal(
+        "run", path, "--raw", "--ctx", 1 << 16, "-t", 1, "--logit-bias", "2=-inf", "--seed", 1
+    )
     try:
         terminal.wait(READY)
         terminal.type("a\r")

@@ -51,7 +51,7 @@ def test_every_verb_has_help(verb: str) -> None:
 
 
 def test_verbs_are_the_modules_of_the_folder() -> None:
-    helpers = {"__init__", "answer", "chat", "main", "opened", "options", "terminal"}
+    helpers = {"__init__", "answer", "chat", "conversation", "main", "opened", "options", "terminal"}
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")}
     assert modules - helpers == set(cli.VERBS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -63,13 +64,67 @@ def test_the_template_is_used_unless_raw(run, tiny_model_bin: Path, tiny_chat: p
     assert raw.stdout.rstrip("\n") == tiny_chat.generate("the", max_tokens=8, temperature=0).text.rstrip("\n")
 
 
-@pytest.mark.parametrize(("model", "options"), [("stories_model_bin", ()), ("tiny_model_bin", ("--raw",))])
-def test_system_needs_a_template(
-    run, model: str, options: tuple[str, ...], request: pytest.FixtureRequest
+@pytest.mark.parametrize("name", ["format", "system", "input", "messages", "tools", "documents"])
+def test_a_conversation_is_none_with_raw(run, name: str, tiny_model_bin: Path) -> None:
+    done = run("run", tiny_model_bin, "x", f"--{name}", "y", "--raw")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"pyinfer: --{name} needs a prompt format, which --raw leaves out\n"
+
+
+def test_a_model_without_template_and_known_name_is_refused(run, stories_model_bin: Path) -> None:
+    done = run("run", stories_model_bin, "x")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "has no chat template" in done.stderr and "vicuna-v0" in done.stderr
+
+
+def test_a_named_format_takes_an_input(run, stories_model_bin: Path, stories: pyinfer.Model) -> None:
+    say = ("--greedy", "-n", 8, "-t", 1)
+    done = run("run", stories_model_bin, "Sum up.", "--format", "alpaca", "--input", "A tale.", *say)
+    messages = [{"role": "user", "content": "Sum up.", "input": "A tale."}]
+    answer = stories.chat(messages, format="alpaca", max_tokens=8, temperature=0)
+    assert (done.returncode, done.stdout.rstrip("\n")) == (0, answer.text.rstrip("\n"))
+    refused = run("run", stories_model_bin, "x", "--format", "vicuna", "--input", "y")
+    assert refused.stderr.startswith("pyinfer: prompt format vicuna: expected only role, content")
+    alone = run("run", stories_model_bin, "--messages", os.devnull, "--input", "y", "--format", "alpaca")
+    assert alone.returncode == 1 and alone.stderr.count("\n") == 1
+
+
+def test_messages_and_tools_come_from_files(run, tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}{{ tools|tojson }}"
+    keys = {"tokenizer.chat_template": template}
+    shape = gguf_writer.TinyLlama(n_vocab=270, tied=True, context=512)
+    path = gguf_writer.write_llama(tmp_path / "m.gguf", shape, tokenizer="bpe", extra_kv=keys)
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    tools = [{"name": "f"}]
+    (tmp_path / "said.json").write_text(json.dumps({"messages": said}))
+    (tmp_path / "tools.json").write_text(json.dumps(tools))
+    files = ("--messages", tmp_path / "said.json", "--tools", tmp_path / "tools.json", "--system", "s")
+    done = run("run", path, "c", *files, "--greedy", "-n", 6, "-t", 1)
+    whole = [{"role": "system", "content": "s"}, *said, {"role": "user", "content": "c"}]
+    with pyinfer.load(path, threads=1) as model:
+        answer = model.chat(whole, tools=tools, max_tokens=6, temperature=0)
+        assert done.stdout.rstrip("\n") == answer.text.rstrip("\n"), done.stderr
+        (tmp_path / "said.json").write_text(json.dumps(whole))
+        again = run(
+            "run", path, "--messages", tmp_path / "said.json", *files[2:4], "--greedy", "-n", 6, "-t", 1
+        )
+        assert again.stdout == done.stdout
+    twice = run("run", path, "x", "--messages", tmp_path / "said.json", "--system", "s")
+    assert "expected no system message beside --system" in twice.stderr
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"5", b"[5]", b'{"a": 1}', b"\xff", b"[" * 100_000, b'{"a":' * 100_000, None]
+)
+@pytest.mark.parametrize("option", ["--messages", "--tools", "--documents"])
+def test_files_that_are_no_lists_are_one_line(
+    run, option: str, content: bytes | None, tiny_model_bin: Path, tmp_path: Path
 ) -> None:
-    done = run("run", request.getfixturevalue(model), "x", "--system", "y", *options)
-    assert done.returncode == 1
-    assert done.stderr.startswith("pyinfer: --system needs a chat template")
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    done = run("run", tiny_model_bin, "x", option, tmp_path / "a.json")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "a.json" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_sampling_options_reach_the_sampler(run, stories_model_bin: Path, stories: pyinfer.Model) -> None:

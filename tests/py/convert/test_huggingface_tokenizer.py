@@ -1,0 +1,135 @@
+"""Tokenizers of Hugging Face directories: SentencePiece of both kinds, tokenizer.json, and the settings beside them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import tokenizers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pyinfer.convert.huggingface_tokenizer import read_tokenizer
+from pyinfer.errors import RequestError, UnsupportedError
+from pyinfer.tokenizer import Tokenizer
+from test_tokenizer import opened
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"))
+LINES = [
+    f"the river {word} runs to the sea, and {word} is not far from {word}"
+    for word in ("Rhine", "Elbe", "Oder")
+]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "bpe": {"model_type": "bpe"},
+    "unigram": {"model_type": "unigram"},
+    "without space": {"model_type": "bpe", "add_dummy_prefix": False},
+    "user-defined": {"model_type": "unigram", "user_defined_symbols": ["<turn>", "  ", "\n"]},
+}
+
+
+def model(**options: Any) -> bytes:
+    """A SentencePiece model that was trained here, which writes what it does not know as bytes."""
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_writer=made, vocab_size=320, hard_vocab_limit=False, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2, num_threads=1, **options,
+    )  # fmt: skip
+    return made.getvalue()
+
+
+def read(folder: Path, settings: dict[str, Any] | None = None) -> Tokenizer:
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    return opened(read_tokenizer(folder, {}, {}, tokens | (settings or {})))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    """One tokenizer for each of the options."""
+    made = {}
+    for name, options in OPTIONS.items():
+        folder = tmp_path_factory.mktemp("spm")
+        (folder / "tokenizer.model").write_bytes(model(**options))
+        made[name] = read(folder)
+    return made
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@given(text=TEXTS)
+@example(text="  two  spaces <turn>\n\n and é🙂 ")
+@settings(max_examples=200, deadline=None)
+def test_any_text_comes_back(name: str, text: str, trained: dict[str, Tokenizer]) -> None:
+    tokenizer = trained[name]
+    ids = tokenizer.encode(text)
+    assert ids[0] == tokenizer.bos and tokenizer.decode(ids) == text
+    stream = tokenizer.stream()
+    assert "".join([*map(stream.push, ids), stream.flush()]) == text
+
+
+def test_options_of_sentencepiece(trained: dict[str, Tokenizer]) -> None:
+    first = {name: one.token_to_piece(one.encode("river")[1]) for name, one in trained.items()}
+    assert first["bpe"].startswith("▁") and first["unigram"].startswith("▁")
+    assert not first["without space"].startswith("▁")
+    turn = trained["user-defined"].piece_to_id("<turn>")
+    assert turn is not None and turn in trained["user-defined"].encode("the<turn>river")
+    assert trained["bpe"].token_to_piece(trained["bpe"].encode("é")[-1]) == "<0xA9>"
+
+
+def test_control_tokens_that_swallow_white_space(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(model(model_type="bpe"))
+    size = read(tmp_path).n_vocab
+    added = {"content": "<|user|>", "special": True, "rstrip": True}
+    tokenizer = read(tmp_path, {"added_tokens_decoder": {str(size): added}})
+    assert tokenizer.encode("<|user|>\n the", False, parse_special=True) == [
+        size,
+        *tokenizer.encode("the", False),
+    ]
+    with pytest.raises(UnsupportedError, match="added_tokens_decoder: expected no lstrip"):
+        read(tmp_path, {"added_tokens_decoder": {str(size): added | {"lstrip": True}}})
+
+
+def unigram_json(scheme: str) -> str:
+    """A tokenizer.json with scores, as conversions of unigram models write it."""
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((f"<0x{i:02X}>", -9.0) for i in range(256))]
+    pieces += [
+        ("▁", -3.0),
+        ("▁the", -1.0),
+        ("▁river", -1.5),
+        ("t", -4.0),
+        ("h", -4.0),
+        ("e", -4.0),
+        ("river", -6.0),
+    ]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    metaspace = {"replacement": "▁", "prepend_scheme": scheme, "split": False}
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(**metaspace)
+    bytes_back = [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Metaspace(**metaspace)]
+    made.decoder = tokenizers.decoders.Sequence(bytes_back)
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return str(made.to_str())
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_unigram_of_tokenizer_json(scheme: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(unigram_json(scheme))
+    tokenizer = read(tmp_path)
+    pieces = [tokenizer.token_to_piece(i) for i in tokenizer.encode("river the é", False)]
+    assert pieces == ["river" if scheme == "never" else "▁river", "▁the", "▁", "<0xC3>", "<0xA9>"]
+    for text in ("river the é", "", "🙂 the  the"):
+        assert tokenizer.decode(tokenizer.encode(text, False)) == text
+    assert tokenizer.encode("</s>", False, parse_special=True) == [2]
+    with pytest.raises(RequestError, match=r"^text: expected none of the control tokens .* found '</s>'"):
+        tokenizer.encode("the </s>", False)
+
+
+def test_control_tokens_of_tokenizer_json_that_swallow_white_space(tmp_path: Path) -> None:
+    whole = json.loads(unigram_json("never"))
+    whole["added_tokens"][2] |= {"rstrip": True, "lstrip": True}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    tokenizer = read(tmp_path)
+    expected = [*tokenizer.encode("the", False), 2, *tokenizer.encode("river", False)]
+    assert tokenizer.encode("the </s>\n river", False, parse_special=True) == expected
+    assert tokenizer.encode_parts(["the ", "</s>", "\n river"]) == expected
