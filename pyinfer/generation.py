@@ -19,7 +19,7 @@ from pyinfer.completion import Chunk, Completion, FinishReason, Timings, TokenLo
 from pyinfer.errors import Cancelled, RequestError
 from pyinfer.sampling import SamplingParams
 from pyinfer.stopping import StopMatcher
-from pyinfer.timeline import BARE, Overlay, Timeline
+from pyinfer.timeline import BARE, Course, Timeline
 
 if TYPE_CHECKING:
     from pyinfer.tokenizer import TextStream, Tokenizer
@@ -46,7 +46,7 @@ class Request:
     """Tokens that end the answer and are no part of it."""
     logprobs: int | None = None
     processors: tuple[Processor, ...] = ()
-    overlay: Overlay = BARE
+    overlay: Course = BARE
     """The adapters to answer with, which whoever takes the timeline puts on it."""
 
 

@@ -79,6 +79,8 @@ class Stack:
 
     changes: tuple[Change, ...]
     replaced: tuple[NewTensor, ...]
+    invoked: tuple[str, ...] = ()
+    """Adapters that apply only from some tokens on; the stack is what holds once all of them do."""
 
     @property
     def bytes(self) -> int:
@@ -105,12 +107,21 @@ class Stack:
 
     def require_mergeable(self) -> None:
         """Raises UnsupportedError where the stack is more than other weights."""
+        self.require_everywhere()
         for change in self.changes:
             if change.bias is not None:
                 where = change.role if change.layer == NO_LAYER else f"{change.role} of layer {change.layer}"
                 raise UnsupportedError(
                     f"{where}: a bias cannot be merged, since the model has none; attach the adapter"
                 )
+
+    def require_everywhere(self) -> None:
+        """Raises UnsupportedError where the stack does not apply to all tokens."""
+        for name in self.invoked:
+            raise UnsupportedError(
+                f"adapter {name}: alora_invocation_tokens: it applies only from these tokens on, which weights or "
+                "a plain LoRA cannot say; attach the adapter"
+            )
 
     def packed(self, engine: _core.Engine) -> _core.AdapterSet:
         """The stack as the core runs it."""
@@ -167,7 +178,10 @@ def stacked(weighted: Weighted, spec: Spec, base: Base) -> Stack:
     for place, items in changes.items():
         if place in news and any(change.magnitude is not None for change, _ in items):
             raise UnsupportedError(f"{items[0][0].name}: use_dora beside a replaced tensor is not supported")
-    return Stack(tuple(_change(place, items, base) for place, items in changes.items()), replaced)
+    invoked = tuple(adapter.name for adapter, _ in _summed(weighted) if adapter.source.invocation)
+    return Stack(
+        tuple(_change(place, items, base) for place, items in changes.items()), replaced, invoked
+    )
 
 
 def _summed(weighted: Weighted) -> Weighted:
@@ -192,6 +206,10 @@ def fitted(source: AdapterSource, spec: Spec, name: str) -> AdapterSource:
         for item in source.replaced:
             _check_replaced(item, shapes, spec)
         _check_layers(source, spec)
+        if max(source.invocation, default=-1) >= spec.n_vocab:
+            raise ModelFileError(
+                f"alora_invocation_tokens: expected tokens below {spec.n_vocab}, found {max(source.invocation)}"
+            )
     except ModelFileError as error:
         raise type(error)(f"adapter {name}: {error}") from None
     if not source.interleaved:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyinfer import _core
 from pyinfer.convert.checkpoint import RawTensor
-from pyinfer.errors import ModelFileError
+from pyinfer.errors import ModelFileError, UnsupportedError
 
 LINEAR_ROLES = ("q", "k", "v", "o", "gate", "up", "down", "head")
 """Tensors that multiply a vector."""
@@ -69,6 +69,7 @@ class AdapterSource:
     in_every_layer: frozenset[str] = frozenset()  # roles that it says it changes in all layers of its base
     interleaved: bool = False  # rows of q and k are in interleaved rotary order
     base: str | None = None  # the model it says it was trained on
+    invocation: tuple[int, ...] = ()  # it applies only from the last occurrence of these tokens on
     facts: Mapping[str, str] = field(default_factory=dict)  # what a person may want to know of it
 
     @property
@@ -115,3 +116,18 @@ def require_pair(name: str, a: Values, b: Values) -> None:
         raise ModelFileError(
             f"{name}: expected B with {a.shape[0]} columns, the rank that A has rows, found {b.shape[1]}"
         )
+
+
+def require_invocable(source: AdapterSource) -> AdapterSource:
+    """The adapter; raises UnsupportedError where one that waits for its invocation has what would act before."""
+    if not source.invocation:
+        return source
+    others = [item.name for item in source.replaced]
+    for change in source.changes:
+        if change.role == "embedding" or change.bias is not None or change.magnitude is not None:
+            others.append(change.name)
+    if others:
+        raise UnsupportedError(
+            f"{others[0]}: expected only changes of linear layers beside alora_invocation_tokens, found more"[:300]
+        )
+    return source

@@ -22,18 +22,17 @@ from pyinfer.stack import Stack, base_reader, stacked
 from reference import llama, model_bin
 from reference.llama import Rounding, kl
 
-REFUSED = {
-    "alora": "alora_invocation_tokens",
-    **dict.fromkeys(CHANGED_BASE, "init_lora_weights"),
-}
+REFUSED = dict.fromkeys(CHANGED_BASE, "init_lora_weights")
 """Adapters that cannot be honoured, and what the message must name."""
+INVOKED = ("alora", "alora_uninvoked")
+"""Cases of an adapter that applies from some tokens on: their stack changes within the text."""
 BIASED = ("bias_all", "bias_lora_only", "lora_bias")
 EXPORTED = (
     "plain", "one_rank", "rslora", "rank_pattern", "alpha_pattern", "rslora_patterns", "lora_bias", "embedding", "head",
     "tied_embedding", "tied_head", "tied_both", "regex", "float16", "qalora", "stack",
 )  # fmt: skip
 """Cases that one plain LoRA can say."""
-SUPPORTED = [case for case in CASES if not any(name in REFUSED for name, _ in case.stack)]
+SUPPORTED = [case for case in CASES if case.name not in INVOKED]
 MOST_KL = 1e-6  # mean over positions, rounding of the cache to halves included
 TYPICAL_KL = 1e-8  # of a position at which nothing falls between two integers
 INT8 = Rounding(int8_activations=True, f16_cache=True)
@@ -112,6 +111,29 @@ def test_exported_as_one_adapter_meets_peft(name: str, base: Made, tmp_path: Pat
     export(stack_of(case.paths, _core.ModelFile(str(model))), tmp_path / "one")
     ours = logits(model, [(tmp_path / "one", 1.0)], case.tokens, "f32")
     assert kl(case.peft.astype(np.float64), ours).mean() <= MOST_KL
+
+
+@pytest.mark.parametrize("name", INVOKED)
+def test_an_invoked_adapter_meets_peft(name: str, base: Made) -> None:
+    """Also with what is held already, and token by token: an invocation is looked for in the whole prompt."""
+    case = named(name)
+    with load(base(False, "f32"), threads=1, activations="f32") as model:
+        ours = model.logits(case.tokens, adapters=[FOLDER / "alora"])
+        bare = model.logits(case.tokens)
+    assert kl(case.peft.astype(np.float64), ours).mean() <= MOST_KL
+    start = case.tokens.index(41) if name == "alora" else len(case.tokens)
+    assert np.array_equal(ours[:start], bare[:start])
+    assert start == len(case.tokens) or not np.allclose(ours[start:], bare[start:])
+
+
+@pytest.mark.parametrize("weights", ["q4", "q8"])
+@pytest.mark.parametrize("name", INVOKED)
+def test_an_invoked_adapter_adds_exactly_to_a_quantised_base(name: str, weights: str, base: Made) -> None:
+    model_file, case = base(False, weights), named(name)
+    dequantised = llama.from_model_bin(model_bin.read(model_file))
+    with load(model_file, threads=1, adapters=[FOLDER / "alora"]) as model:
+        ours = model.logits(case.tokens)
+    assert np.median(kl(case.exact(dequantised, INT8), ours)) <= TYPICAL_KL
 
 
 def test_stack_of_the_api_meets_peft(base: Made) -> None:
