@@ -246,12 +246,12 @@ def _check_replaced(item: Replaced, shapes: Mapping[str, tuple[int, int]], spec:
         if max(item.rows) >= rows:
             raise UnsupportedError(
                 f"{item.name}: expected tokens below {rows}, found {max(item.rows)}; "
-                "a larger vocabulary is not supported"
+                "a larger vocabulary comes with a whole embedding"
             )
         rows = len(item.rows)
     elif found[0] > rows and found[1] == cols and item.role in ("embedding", "head"):
         raise UnsupportedError(
-            f"{item.name}: expected {rows} tokens, found {found[0]}; a larger vocabulary is not supported"
+            f"{item.name}: expected {rows} tokens, found {found[0]}; a larger vocabulary can be merged, not attached"
         )
     if found != (rows, cols):
         raise ModelFileError(f"{item.name}: expected the shape {[rows, cols]}, found {list(found)}")

@@ -164,6 +164,13 @@ inline void f32_strips(const typename Format::Group* groups, size_t n_groups, in
                        F (&totals)[S][R]) {
   constexpr size_t kGroups = kSumGroups<Format>;
   constexpr int T = kSumsAtOnce<Format, R, S>;
+  if (n_groups <= kGroups) {  // one sum, which is the total
+    F sums[1][S][R];
+    f32_sums<Format, R, S, 1>({groups}, n_groups, first_strip, {x}, sums);
+    PYINFER_UNROLL
+    for (int i = 0; i < S * R; ++i) totals[i / R][i % R] = sums[0][i / R][i % R];
+    return;
+  }
   size_t g = 0;
   for (; T > 1 && g + T * kGroups <= n_groups; g += T * kGroups)
     f32_add<Format, R, S, T>(groups + g, kGroups, first_strip, x + g * Format::kGroupCols * R, totals);

@@ -100,8 +100,12 @@ void pack_f32(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* p
   for (size_t c = 0; c < padded; c += kLine) {
     for (size_t r = 0; r < n; ++r) {
       float* out = (float*)panel + c * n + r;
-      float line[kLine] = {};
-      if (c < cols) memcpy(line, x + r * stride + c, (cols - c < kLine ? cols - c : kLine) * sizeof(float));
+      const float* line = x + r * stride + c;
+      float tail[kLine] = {};
+      if (c + kLine > cols) {
+        if (c < cols) memcpy(tail, line, (cols - c) * sizeof(float));
+        line = tail;
+      }
       PYINFER_UNROLL
       for (size_t i = 0; i < kLine; ++i) out[i * n] = line[i];
     }

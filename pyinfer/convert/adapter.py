@@ -100,8 +100,11 @@ def read_values(tensor: RawTensor) -> Values:
 
 
 def require_finite(values: Values, name: str) -> None:
-    """Raises ModelFileError where a value is infinite or no number."""
-    if not np.isfinite(as_float(values)).all():
+    """Raises ModelFileError where a value is infinite or no number: such values have all bits of the exponent set."""
+    kinds = {np.dtype(np.float32): (np.uint32, 0x7F800000), np.dtype(np.float16): (np.uint16, 0x7C00)}
+    bits, exponent = kinds.get(values.dtype, (np.uint16, 0x7F80))
+    found = np.ascontiguousarray(values).view(bits)
+    if ((found & bits(exponent)) == exponent).any():
         raise ModelFileError(f"{name}: expected finite values, found others")
 
 

@@ -51,7 +51,7 @@ def _all_tensors(shards: list[Path]) -> dict[str, RawTensor]:
     return found
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """chat_template.jinja, else the entry of tokenizer_config.json; of several, the one named `default`."""
     file = folder / "chat_template.jinja"
     if file.is_file():
@@ -123,7 +123,7 @@ def open_folder(path: Path) -> Checkpoint:
         architecture=architecture,
         name=path.resolve().name,
         licence=_licence(path),
-        chat_template=_chat_template(path, folder.settings),
+        chat_template=chat_template(path, folder.settings),
         spec=model.spec,
         tensors=model.tensors,
         tokenizer=tokenizer,

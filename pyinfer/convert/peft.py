@@ -34,6 +34,7 @@ from pyinfer.convert.torch_pickle import read_torch
 from pyinfer.errors import ModelFileError, UnsupportedError
 
 CONFIG = "adapter_config.json"
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja")
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _FACTOR = re.compile(
@@ -51,9 +52,9 @@ def looks_like(path: Path) -> bool:
     return path.is_dir() and (path / CONFIG).exists()
 
 
-def all_files(path: Path) -> list[Path]:
-    """The files whose content decides what the adapter is."""
-    return [path / CONFIG, _weights(path)]
+def tokenizer_files(path: Path) -> list[Path]:
+    """Files of a tokenizer in the folder: they count where the vocabulary grows."""
+    return [path / name for name in TOKENIZER if (path / name).is_file()]
 
 
 def open_peft(path: Path) -> AdapterSource:
@@ -69,7 +70,7 @@ def open_peft(path: Path) -> AdapterSource:
         _check_what_is_missing(modules, replaced, config)
         source = AdapterSource(
             kind="peft",
-            files=(path / CONFIG, weights),
+            files=(path / CONFIG, weights, *tokenizer_files(path)),
             changes=changes + biases,
             replaced=tuple(replaced),
             in_every_layer=_in_every_layer(changes, config),

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
-from lora_golden import CASES, CHANGED_BASE, FOLDER, Case, base_folder, named
+from lora_golden import CASES, CHANGED_BASE, FOLDER, GROWN, Case, base_folder, named
 from pyinfer import _core, convert, load, merging
 from pyinfer.adapters import Adapter
 from pyinfer.convert.checkpoint import Spec
-from pyinfer.errors import UnsupportedError
+from pyinfer.errors import ModelFileError, UnsupportedError
 from pyinfer.export import export
 from pyinfer.stack import Stack, base_reader, stacked
 from reference import llama, model_bin
@@ -32,7 +33,7 @@ EXPORTED = (
     "tied_embedding", "tied_head", "tied_both", "regex", "float16", "qalora", "stack",
 )  # fmt: skip
 """Cases that one plain LoRA can say."""
-SUPPORTED = [case for case in CASES if case.name not in INVOKED]
+SUPPORTED = [case for case in CASES if case.name not in (*INVOKED, *GROWN)]
 MOST_KL = 1e-6  # mean over positions, rounding of the cache to halves included
 TYPICAL_KL = 1e-8  # of a position at which nothing falls between two integers
 INT8 = Rounding(int8_activations=True, f16_cache=True)
@@ -94,6 +95,57 @@ def test_merged_into_float_weights_meets_peft(case: Case, tmp_path: Path) -> Non
     source, model = base_folder(tmp_path / "hf", case.tied), tmp_path / "model.bin"
     merging.convert_merged(source, model, merging.loaded(case.paths), weights="f32")
     assert kl(case.peft.astype(np.float64), logits(model, (), case.tokens, "f32")).mean() <= MOST_KL
+
+
+@pytest.mark.parametrize("from_model_file", [False, True])
+@pytest.mark.parametrize("name", GROWN)
+def test_a_larger_vocabulary_is_merged(name: str, from_model_file: bool, base: Made, tmp_path: Path) -> None:
+    case = named(name)
+    source = base(case.tied, "f32") if from_model_file else base_folder(tmp_path / "hf", case.tied)
+    weights = None if from_model_file else "f32"
+    merging.convert_merged(source, tmp_path / "made.bin", merging.loaded(case.paths), weights=weights)
+    with load(tmp_path / "made.bin", threads=1, activations="f32") as model:
+        assert model.n_vocab == 101
+        assert kl(case.peft.astype(np.float64), model.logits(case.tokens)).mean() <= MOST_KL
+
+
+@pytest.mark.parametrize("weights", ["q4", "q8", "f16"])
+def test_a_larger_vocabulary_on_a_quantised_base(weights: str, base: Made, tmp_path: Path) -> None:
+    """Rows of new tokens are those of the adapter, whatever the format of the base."""
+    case = named("grown_untrained")
+    merging.convert_merged(base(False, weights), tmp_path / "made.bin", merging.loaded(case.paths))
+    read = base_reader(_core.ModelFile(str(tmp_path / "made.bin")))
+    saved = {item.role: item.values for item in Adapter.load(case.paths[0][0]).source.replaced}
+    for role in ("embedding", "head"):
+        rows = read(role, -1)
+        assert rows.shape == (101, 64)
+        assert np.abs(rows[96:] - saved[role][96:]).max() <= np.abs(saved[role]).max() / 127
+
+
+def test_a_larger_vocabulary_is_not_attached(base: Made) -> None:
+    with (
+        load(base(False, "q8"), threads=1) as model,
+        pytest.raises(UnsupportedError, match="can be merged, not attached"),
+    ):
+        model.add_adapter(FOLDER / "grown")
+
+
+def test_one_adapter_alone_may_add_tokens(base: Made, tmp_path: Path) -> None:
+    for stack in ([(FOLDER / "grown", 0.5)], [FOLDER / "grown", FOLDER / "grown_untrained"]):
+        with pytest.raises(UnsupportedError, match="one adapter with a larger vocabulary, of weight 1"):
+            merging.convert_merged(base(False, "q8"), tmp_path / "made.bin", merging.loaded(stack))
+    assert not (tmp_path / "made.bin").exists()
+
+
+def test_new_tokens_need_a_head(base: Made, tmp_path: Path) -> None:
+    folder = edited("grown", tmp_path, modules_to_save=["embed_tokens"])
+    values = load_file(folder / "adapter_model.safetensors")
+    save_file(
+        {name: kept for name, kept in values.items() if "lm_head" not in name},
+        folder / "adapter_model.safetensors",
+    )
+    with pytest.raises(ModelFileError, match="expected lm_head with 101 tokens too"):
+        merging.convert_merged(base(False, "q8"), tmp_path / "made.bin", merging.loaded([folder]))
 
 
 @pytest.mark.parametrize("name", BIASED)
