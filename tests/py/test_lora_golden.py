@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -128,6 +129,28 @@ def test_a_larger_vocabulary_is_not_attached(base: Made) -> None:
         pytest.raises(UnsupportedError, match="can be merged, not attached"),
     ):
         model.add_adapter(FOLDER / "grown")
+
+
+def test_added_tokens_come_with_their_tokenizer(base: Made, tmp_path: Path) -> None:
+    """The folder's tokenizer and chat template become the model's; the base here had none."""
+    folder = edited("grown", tmp_path)
+    letters = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    vocabulary = letters | {f"<unused{i}>": i for i in range(26, 96)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens([f"<|tool{i}|>" for i in range(5)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for message in messages %}<|tool0|>{{ message.content }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|tool4|>", "chat_template": template}), encoding="utf-8"
+    )
+    merging.convert_merged(base(False, "q8"), tmp_path / "made.bin", merging.loaded([folder]))
+    with load(tmp_path / "made.bin", threads=1) as model:
+        assert model.tokenizer.encode("ab<|tool0|>c", parse_special=True) == [0, 1, 96, 2]
+        assert 100 in model.tokenizer.eos
+        assert model.chat_tokens("ab") == [96, 0, 1]
+        assert len(model.generate("ab", max_tokens=2).tokens) <= 2
 
 
 def test_one_adapter_alone_may_add_tokens(base: Made, tmp_path: Path) -> None:
