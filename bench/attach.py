@@ -2,11 +2,10 @@
 
     python bench/attach.py MODEL [--rank 16] [--repeats 5] [--peft] [--json]
 
-MODEL is what `pyinfer.load` takes; `python bench/make_model.py` makes one of any shape. Each repeat writes an adapter of
-random halves for all seven linears of every layer, opens it and puts it on the model, which answers before and after.
-Private memory is what nobody else can see: the base, being mapped from its file, is not in it, unless something copied
-or wrote to it. `base_private_mb` is that part of the base's own mapping.
-"""
+MODEL is what `pyinfer.load` takes; `python bench/make_model.py` makes one of any shape. Each repeat writes an adapter
+of random halves for all seven linears of every layer, opens it and puts it on the model, which answers before and
+after. Private memory is what nobody else can see: the base, being mapped from its file, is not in it, unless something
+copied or wrote to it. `base_private_mb` is that part of the base's own mapping.
 
 from __future__ import annotations
 
@@ -100,7 +99,9 @@ def measure(model: pyinfer.Model, rank: int, repeats: int, peft: bool) -> list[d
 
 def main() -> None:
     """Prints medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 import gguf_model
 from shapes import Shape
 
-
 PEFT_NAMES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",

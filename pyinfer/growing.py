@@ -43,7 +43,9 @@ def grown(checkpoint: Checkpoint, weighted: Weighted) -> tuple[Checkpoint, Weigh
             f"adapter {adapter.name}: expected one adapter with a larger vocabulary, of weight 1, found {found}"
         )
     n_vocab = _n_tokens(adapter)
-    tensors = tuple(_padded(tensor, n_vocab) if tensor.role in ROLES else tensor for tensor in checkpoint.tensors)
+    tensors = tuple(
+        _padded(tensor, n_vocab) if tensor.role in ROLES else tensor for tensor in checkpoint.tensors
+    )
     made = replace(checkpoint, spec=replace(spec, n_vocab=n_vocab).check(), tensors=tensors)
     whole = _with_both(adapter, n_vocab, spec.tied_head)
     stack = tuple((whole if one is adapter else one, number) for one, number in weighted)

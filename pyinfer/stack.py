@@ -179,9 +179,7 @@ def stacked(weighted: Weighted, spec: Spec, base: Base) -> Stack:
         if place in news and any(change.magnitude is not None for change, _ in items):
             raise UnsupportedError(f"{items[0][0].name}: use_dora beside a replaced tensor is not supported")
     invoked = tuple(adapter.name for adapter, _ in _summed(weighted) if adapter.source.invocation)
-    return Stack(
-        tuple(_change(place, items, base) for place, items in changes.items()), replaced, invoked
-    )
+    return Stack(tuple(_change(place, items, base) for place, items in changes.items()), replaced, invoked)
 
 
 def _summed(weighted: Weighted) -> Weighted:

@@ -174,7 +174,9 @@ class Timeline:
         if len(tokens) > self.context:
             raise ContextFullError(f"the prompt has {len(tokens)} tokens, the context holds {self.context}")
         spans = self._followed(tokens)
-        numbers = [overlay.number for begin, end, overlay in _pieces(spans, len(tokens)) for _ in range(begin, end)]
+        numbers = [
+            overlay.number for begin, end, overlay in _pieces(spans, len(tokens)) for _ in range(begin, end)
+        ]
         held = min(_common(self._under, numbers), _common(self._evaluated, tokens), len(tokens) - 1)
         self.truncate(held)
         self._picked = []

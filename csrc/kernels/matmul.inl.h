@@ -113,7 +113,8 @@ inline void f32_sums(const typename Format::Group* const (&groups)[T], size_t n_
                      const float* const (&x)[T], F (&sums)[T][S][R]) {
   F odd[T][S][R];
   PYINFER_UNROLL
-  for (int i = 0; i < T * S * R; ++i) sums[i / (S * R)][i / R % S][i % R] = odd[i / (S * R)][i / R % S][i % R] = f_zero();
+  for (int i = 0; i < T * S * R; ++i)
+    sums[i / (S * R)][i / R % S][i % R] = odd[i / (S * R)][i / R % S][i % R] = f_zero();
   for (size_t g = 0; g < n_groups; ++g) {
     PYINFER_UNROLL
     for (int c = 0; c < Format::kGroupCols; c += 2) {

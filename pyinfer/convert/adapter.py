@@ -131,6 +131,8 @@ def require_invocable(source: AdapterSource) -> AdapterSource:
             others.append(change.name)
     if others:
         raise UnsupportedError(
-            f"{others[0]}: expected only changes of linear layers beside alora_invocation_tokens, found more"[:300]
+            f"{others[0]}: expected only changes of linear layers beside alora_invocation_tokens, found more"[
+                :300
+            ]
         )
     return source

@@ -34,7 +34,13 @@ from pyinfer.convert.torch_pickle import read_torch
 from pyinfer.errors import ModelFileError, UnsupportedError
 
 CONFIG = "adapter_config.json"
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json", "chat_template.jinja")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _FACTOR = re.compile(

@@ -23,7 +23,9 @@ def test_reference_meets_peft(case: Case) -> None:
     assert kl(case.exact(base_weights(case.tied)), case.peft).max() <= MOST_KL
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in (*PLAIN, *GROWN)], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.name not in (*PLAIN, *GROWN)], ids=lambda case: case.name
+)
 def test_every_adapter_shows_in_the_logits(case: Case) -> None:
     bare = Case("bare", case.tied, (), case.tokens).exact(base_weights(case.tied))
     assert kl(bare, case.peft).mean() >= 1e-3
