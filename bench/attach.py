@@ -6,6 +6,7 @@ MODEL is what `pyinfer.load` takes; `python bench/make_model.py` makes one of an
 of random halves for all seven linears of every layer, opens it and puts it on the model, which answers before and
 after. Private memory is what nobody else can see: the base, being mapped from its file, is not in it, unless something
 copied or wrote to it. `base_private_mb` is that part of the base's own mapping.
+"""
 
 from __future__ import annotations
 
