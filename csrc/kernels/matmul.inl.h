@@ -98,8 +98,8 @@ inline void int8_strips(const typename Format::Group* groups, size_t n_groups, i
   }
 }
 
-// Columns whose products are summed at a time, even and odd ones apart. Such sums are added in order: with few rows several are made
-// at once, since the adders are not busy with two, and the bits are those of one after the other.
+// Columns whose products are summed at a time, even and odd ones apart. Such sums are added in order. With few rows several are made at
+// once, since each waits for its own last addition; the bits are those of one after the other.
 constexpr size_t kSumCols = 64;
 template <class Format>
 constexpr size_t kSumGroups = Format::kGroupCols < (int)kSumCols ? kSumCols / Format::kGroupCols : 1;
@@ -116,7 +116,6 @@ inline void f32_sums(const typename Format::Group* const (&groups)[T], size_t n_
   for (int i = 0; i < T * S * R; ++i)
     sums[i / (S * R)][i / R % S][i % R] = odd[i / (S * R)][i / R % S][i % R] = f_zero();
   for (size_t g = 0; g < n_groups; ++g) {
-    PYINFER_UNROLL
     for (int c = 0; c < Format::kGroupCols; c += 2) {
       const size_t at = (g * Format::kGroupCols + (size_t)c) * R;
       PYINFER_UNROLL

@@ -198,11 +198,11 @@ def _layers(value: object) -> tuple[int, ...] | None:
 
 
 def _invocation(value: object) -> tuple[int, ...]:
-    found = value or []
-    good = isinstance(found, list) and len(found) <= MAX_INVOCATION
-    if not good or not all(type(token) is int and 0 <= token < 1 << 22 for token in found):  # type: ignore[attr-defined]
+    found = value if isinstance(value, list) else [] if value is None else [value]
+    good = len(found) <= MAX_INVOCATION and all(type(token) is int for token in found)
+    if not good or not all(0 <= token < 1 << 22 for token in found):
         raise ModelFileError(f"alora_invocation_tokens: expected token ids, found {value!r}"[:200])
-    return tuple(found)  # type: ignore[arg-type]
+    return tuple(found)
 
 
 def _token_rows(value: object) -> Mapping[str, tuple[int, ...]] | None:
