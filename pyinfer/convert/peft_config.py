@@ -198,7 +198,7 @@ def _layers(value: object) -> tuple[int, ...] | None:
 
 
 def _invocation(value: object) -> tuple[int, ...]:
-    found = value if isinstance(value, list) else [] if value is None else [value]
+    found: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
     good = len(found) <= MAX_INVOCATION and all(type(token) is int for token in found)
     if not good or not all(0 <= token < 1 << 22 for token in found):
         raise ModelFileError(f"alora_invocation_tokens: expected token ids, found {value!r}"[:200])
