@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import make_adapter
 from attach import shape_of
@@ -62,11 +63,15 @@ class Bench:
         weighted = tuple((adapter, 1.0) for adapter in adapters)
         return stacked(weighted, Spec(**self._file.spec), base_reader(self._file)).packed(self._engine)
 
+    def tokens(self, count: int) -> NDArray[np.int32]:
+        """A text without meaning."""
+        return np.arange(1, count + 1, dtype=np.int32) % np.int32(self._shape.n_vocab)
+
     def session(self, stack: _core.AdapterSet | None, depth: int = 64) -> _core.Session:
         """A session that holds some tokens."""
         session = _core.Session(self._engine, CONTEXT)
         session.adapters = stack
-        session.eval(np.arange(1, depth + 1, dtype=np.int32))
+        session.eval(self.tokens(depth))
         return session
 
     def decode(self, stack: _core.AdapterSet | None) -> Run:
@@ -86,7 +91,7 @@ class Bench:
     def prefill(self, stack: _core.AdapterSet | None) -> Run:
         """Seconds of a prompt."""
         session = self.session(stack)
-        tokens = np.arange(1, PROMPT + 1, dtype=np.int32)
+        tokens = self.tokens(PROMPT)
 
         def run() -> float:
             session.truncate(0)

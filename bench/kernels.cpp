@@ -29,6 +29,7 @@ constexpr size_t kMatmulCols = 2048;
 constexpr size_t kMemoryBytes = size_t{128} << 20;  // far past any last-level cache share of one core
 constexpr size_t kCacheBytes = size_t{256} << 10;   // stays in a second-level cache beside its panel
 constexpr size_t kRowValues = 4096;
+constexpr size_t kSuperCols = 256;  // columns a group of the K formats
 
 // A kernel with its operands: what one call costs, and the call.
 struct Bench {
@@ -45,12 +46,17 @@ Buffer<float> random_values(size_t n) {
   return values;
 }
 
-// A packed matrix of at least `bytes`: one random strip of tiles, repeated.
+// A packed matrix of at least `bytes`: one strip of tiles, repeated; random but where floats cannot be packed. There
+// every byte is 0x11, which makes each field of a K format a small number.
 AnonymousMemory random_tiles(Format format, size_t n_tiles) {
   const size_t tile = pyinfer::tile_bytes(format, kMatmulCols);
   const Buffer<float> values = random_values(kTileRows * kMatmulCols);
   Buffer<uint8_t> packed(tile);
-  pyinfer::pack(format, values.data(), kTileRows, kMatmulCols, packed.data());
+  if (pyinfer::group_cols(format) == kSuperCols) {
+    std::memset(packed.data(), 0x11, tile);
+  } else {
+    pyinfer::pack(format, values.data(), kTileRows, kMatmulCols, packed.data());
+  }
   AnonymousMemory tiles(n_tiles * tile);
   for (size_t i = 0; i < n_tiles; ++i) std::memcpy(tiles.data() + i * tile, packed.data(), tile);
   return tiles;
@@ -154,6 +160,8 @@ void add_matmuls(std::vector<Entry>& list, const Kernels& kernels) {
       };
       add("memory-1-row", 1, kMemoryBytes);
       if (most >= 4) add("memory-4-rows", 4, kMemoryBytes);
+      if (most > 4) add("memory-" + std::to_string(most) + "-rows", most, kMemoryBytes);
+      add("memory-2-rows", 2, kMemoryBytes);
       add("cache-" + std::to_string(most) + "-rows", most, kCacheBytes);
     }
   }
@@ -168,6 +176,8 @@ void add_rows(std::vector<Entry>& list, const Kernels& kernels) {
   add("pack_f32", 4, [&](RowState& s) { kernels.pack_f32(s.x.data(), kRowValues, 1, kRowValues, s.panel.data()); });
   add("rms_norm", 8, [&](RowState& s) { kernels.rms_norm(s.x.data(), s.y.data(), 1e-5f, kRowValues, s.out.data()); });
   add("swiglu", 8, [&](RowState& s) { kernels.swiglu(s.x.data(), s.y.data(), kRowValues, s.out.data()); });
+  add("geglu", 8, [&](RowState& s) { kernels.geglu(s.x.data(), s.y.data(), kRowValues, s.out.data()); });
+  add("soft_cap", 4, [&](RowState& s) { kernels.soft_cap(s.out.data(), kRowValues, 30.0f); });
 }
 
 std::vector<Entry> make_list() {

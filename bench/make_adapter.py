@@ -2,8 +2,8 @@
 
     python bench/make_adapter.py MODEL.gguf 16 adapter.gguf
 
-Values are halves, as converters write them, of a size that shows in the logits. `write_peft` writes the same as a PEFT
-folder.
+Values are halves, as converters write them, of a size that shows in the logits. `write_peft` writes the same values as
+a PEFT folder, where rows of q and k have another order.
 """
 
 from __future__ import annotations

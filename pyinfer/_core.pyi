@@ -27,6 +27,20 @@ class SpecDict(TypedDict):
     rope_magnitude: float
     attention_scale: float
     tied_head: bool
+    qkv_bias: bool
+    o_bias: bool
+    qk_norm: bool
+    post_norms: bool
+    gelu: bool
+    local_rope: bool
+    norm_offset: bool
+    embedding_scale: float
+    attn_softcap: float
+    logit_softcap: float
+    window: int
+    long_context: int
+    windowed: tuple[int, ...]
+    unrotated: tuple[int, ...]
 
 class TensorDict(TypedDict):
     role: str

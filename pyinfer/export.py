@@ -82,6 +82,10 @@ def _check(stack: Stack) -> None:
         )
     for change in stack.changes:
         where = huggingface_path(change.role, change.layer)
+        if change.fused:
+            raise UnsupportedError(
+                f"{where}: it stands in one module with others in this family, for which an adapter cannot be written"
+            )
         if change.gain is not None:
             raise UnsupportedError(
                 f"{where}: DoRA cannot be written as a plain LoRA; merge the stack instead"

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pyinfer import _core
 from pyinfer.adapters import Weighted
 from pyinfer.convert.adapter import AdapterSource, LowRank, Replaced, Values, as_float
-from pyinfer.convert.checkpoint import NO_LAYER, Spec, role_shapes
-from pyinfer.convert.families.llama import half_split_order
+from pyinfer.convert.checkpoint import FUSED_ROLES, NO_LAYER, Spec, role_shapes
+from pyinfer.convert.families.rotary_order import half_split_order
 from pyinfer.errors import ModelFileError, UnsupportedError
 
 __all__ = ["Change", "NewTensor", "Stack", "base_reader", "stacked"]
@@ -46,6 +46,7 @@ class Change:
     scale: NDArray[np.float32]  # (rank,)
     gain: NDArray[np.float32] | None = None  # (out,)
     bias: NDArray[np.float32] | None = None  # (out,)
+    fused: bool = False  # its matrix stands in one module with others
 
     @property
     def outer(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -111,9 +112,7 @@ class Stack:
         for change in self.changes:
             if change.bias is not None:
                 where = change.role if change.layer == NO_LAYER else f"{change.role} of layer {change.layer}"
-                raise UnsupportedError(
-                    f"{where}: a bias cannot be merged, since the model has none; attach the adapter"
-                )
+                raise UnsupportedError(f"{where}: the change of a bias cannot be merged; attach the adapter")
 
     def require_everywhere(self) -> None:
         """Raises UnsupportedError where the stack does not apply to all tokens."""
@@ -179,7 +178,12 @@ def stacked(weighted: Weighted, spec: Spec, base: Base) -> Stack:
         if place in news and any(change.magnitude is not None for change, _ in items):
             raise UnsupportedError(f"{items[0][0].name}: use_dora beside a replaced tensor is not supported")
     invoked = tuple(adapter.name for adapter, _ in _summed(weighted) if adapter.source.invocation)
-    return Stack(tuple(_change(place, items, base) for place, items in changes.items()), replaced, invoked)
+    has_bias = role_shapes(spec)
+    made = []
+    for (role, layer), items in changes.items():
+        own = base(f"{role}_bias", layer)[0] if f"{role}_bias" in has_bias else None
+        made.append(_change((role, layer), items, base, own))
+    return Stack(tuple(made), replaced, invoked)
 
 
 def _summed(weighted: Weighted) -> Weighted:
@@ -196,9 +200,12 @@ def _summed(weighted: Weighted) -> Weighted:
 
 
 def fitted(source: AdapterSource, spec: Spec, name: str) -> AdapterSource:
-    """The adapter with q and k in the model's rotary order, every shape checked against the model."""
+    """The adapter with q and k in the model's rotary order and fused matrices apart, every shape checked against the
+    model.
+    """
     shapes = role_shapes(spec)
     try:
+        source = _apart(source, shapes)
         for change in source.changes:
             _check_change(change, shapes, spec)
         for item in source.replaced:
@@ -213,6 +220,40 @@ def fitted(source: AdapterSource, spec: Spec, name: str) -> AdapterSource:
     if not source.interleaved:
         return source
     return replace(source, changes=tuple(_half_split(change, spec) for change in source.changes))
+
+
+def _apart(source: AdapterSource, shapes: Mapping[str, tuple[int, int]]) -> AdapterSource:
+    """Changes of several matrices at once, as one for each: A is shared, the rows of B are theirs."""
+    changes = [
+        piece
+        for change in source.changes
+        for piece in (_pieces(change, shapes) if change.role in FUSED_ROLES else (change,))
+    ]
+    everywhere = {part for role in source.in_every_layer for part in FUSED_ROLES.get(role, (role,))}
+    for item in source.replaced:
+        if item.role in FUSED_ROLES:
+            raise UnsupportedError(
+                f"{item.name}: expected a change of this module, found a whole tensor in its place"
+            )
+    return replace(source, changes=tuple(changes), in_every_layer=frozenset(everywhere))
+
+
+def _pieces(change: LowRank, shapes: Mapping[str, tuple[int, int]]) -> list[LowRank]:
+    roles = FUSED_ROLES[change.role]
+    ends = np.cumsum([shapes[role][0] for role in roles])
+    vectors = (change.b if change.rank else None, change.magnitude, change.bias, change.new_bias)
+    for values in vectors:
+        if values is not None and len(values) != ends[-1]:
+            raise ModelFileError(f"{change.name}: expected B with {ends[-1]} rows, found {len(values)}")
+    cut = [[None if values is None else values[end - shapes[role][0] : end] for values in vectors]
+           for role, end in zip(roles, ends, strict=True)]  # fmt: skip
+    return [
+        replace(
+            change, role=role, b=change.b if b is None else np.ascontiguousarray(b),
+            magnitude=magnitude, bias=bias, new_bias=new_bias, fused=True,
+        )
+        for role, (b, magnitude, bias, new_bias) in zip(roles, cut, strict=True)
+    ]  # fmt: skip
 
 
 def _check_layer(name: str, layer: int, spec: Spec) -> None:
@@ -232,12 +273,19 @@ def _check_change(change: LowRank, shapes: Mapping[str, tuple[int, int]], spec: 
                 raise ModelFileError(
                     f"{change.name}: expected {letter} with {expected} {side}, found {found}"
                 )
-    elif change.bias is not None and len(change.bias) != rows:
-        raise ModelFileError(f"{change.name}: expected a bias of {rows} values, found {len(change.bias)}")
+    for bias in (change.bias, change.new_bias):
+        if bias is not None and len(bias) != rows:
+            raise ModelFileError(f"{change.name}: expected a bias of {rows} values, found {len(bias)}")
 
 
 def _check_replaced(item: Replaced, shapes: Mapping[str, tuple[int, int]], spec: Spec) -> None:
     _check_layer(item.name, item.layer, spec)
+    if item.role not in shapes:
+        raise ModelFileError(f"{item.name}: expected a tensor of the model, found one that it has not")
+    if spec.norm_offset and item.role.endswith("norm"):
+        raise UnsupportedError(
+            f"{item.name}: norms of this family cannot be replaced, since the model holds 1 + w for them"
+        )
     rows, cols = shapes[item.role]
     found = item.values.shape
     if item.rows is not None:
@@ -267,7 +315,7 @@ def _check_layers(source: AdapterSource, spec: Spec) -> None:
 
 
 def _half_split(change: LowRank, spec: Spec) -> LowRank:
-    """Rows of B of q and k in half-split order; A needs nothing."""
+    """Rows of B of q and k in half-split order; A needs nothing. Files in interleaved order have no biases."""
     if change.role not in ("q", "k"):
         return change
     order = half_split_order(len(change.b), spec.head_dim, spec.rope_dim)
@@ -277,7 +325,9 @@ def _half_split(change: LowRank, spec: Spec) -> LowRank:
 # Low-rank changes
 
 
-def _change(place: Place, items: list[tuple[LowRank, float]], base: Base) -> Change:
+def _change(
+    place: Place, items: list[tuple[LowRank, float]], base: Base, own_bias: NDArray[np.float32] | None
+) -> Change:
     """One matrix: factors side by side, weights and scalings in `scale`, so that A and B keep their own precision."""
     rows = [(change, weight) for change, weight in items if change.rank]
     gains, b_parts = None, [change.b for change, _ in rows]
@@ -293,7 +343,8 @@ def _change(place: Place, items: list[tuple[LowRank, float]], base: Base) -> Cha
         b=_joined(b_parts, 1) if rows else np.zeros((out_size, 0), np.float32),
         scale=np.concatenate(scale) if scale else np.zeros(0, np.float32),
         gain=gains,
-        bias=_biases(items),
+        bias=_biases(items, own_bias),
+        fused=any(change.fused for change, _ in items),
     )
 
 
@@ -304,8 +355,15 @@ def _joined(parts: list[Values], axis: int) -> Values:
     return np.ascontiguousarray(np.concatenate(parts, axis))
 
 
-def _biases(items: list[tuple[LowRank, float]]) -> NDArray[np.float32] | None:
+def _biases(
+    items: list[tuple[LowRank, float]], own: NDArray[np.float32] | None
+) -> NDArray[np.float32] | None:
+    """What is added to the outputs; of a bias that replaces the layer's own, the difference."""
     found = [change.bias * np.float32(weight) for change, weight in items if change.bias is not None]
+    for change, weight in items:
+        if change.new_bias is not None:
+            difference = change.new_bias if own is None else change.new_bias - own
+            found.append(difference * np.float32(weight))
     return reduce(np.add, found) if found else None
 
 

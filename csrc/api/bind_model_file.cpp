@@ -8,6 +8,15 @@
 namespace pyinfer {
 namespace {
 
+// The layers that are marked, in ascending order.
+py::tuple marked_layers(const uint32_t (&layers)[4]) {
+  py::list found;
+  for (size_t i = 0; i < ModelSpec::kMarkedLayers; ++i) {
+    if (ModelSpec::marked(layers, i)) found.append(i);
+  }
+  return py::tuple(found);
+}
+
 py::dict spec_dict(const ModelSpec& s) {
   py::dict d;
   d["n_layers"] = s.n_layers;
@@ -23,6 +32,20 @@ py::dict spec_dict(const ModelSpec& s) {
   d["rope_magnitude"] = s.rope_magnitude;
   d["attention_scale"] = s.attention_scale;
   d["tied_head"] = s.tied_head();
+  d["qkv_bias"] = s.has(kQkvBias);
+  d["o_bias"] = s.has(kOBias);
+  d["qk_norm"] = s.has(kQkNorm);
+  d["post_norms"] = s.has(kPostNorms);
+  d["gelu"] = s.has(kGelu);
+  d["local_rope"] = s.has(kLocalRope);
+  d["norm_offset"] = s.has(kNormOffset);
+  d["embedding_scale"] = s.embedding_scale;
+  d["attn_softcap"] = s.attn_softcap;
+  d["logit_softcap"] = s.logit_softcap;
+  d["window"] = s.window;
+  d["long_context"] = s.long_context;
+  d["windowed"] = marked_layers(s.windowed);
+  d["unrotated"] = marked_layers(s.unrotated);
   return d;
 }
 

@@ -196,8 +196,11 @@ struct AdapterSet::Stand {
   static Stand find(const ReplacedTensor& tensor, const ModelSpec& spec) {
     const std::string name = place_name(tensor.role, tensor.layer);
     const auto [role, layer] = find_place(spec, tensor.role, tensor.layer);
-    if (role == Role::rope_freqs) refuse(name, "a tensor that adapters may replace", "the rotary frequencies");
+    if (role == Role::rope_freqs || role == Role::rope_freqs_local || role == Role::rope_freqs_long)
+      refuse(name, "a tensor that adapters may replace", "the rotary frequencies");
     const RoleShape shape = shape_of(role, spec);
+    // A head of its own beside a tied one is what a replaced head is.
+    if (!shape.present && role != Role::head) refuse(name, "a tensor of the model", "one that it has not");
     if (tensor.values.data == nullptr) refuse(name, "values", "none");
     check_values(name, tensor.values, shape.rows, shape.cols);
     return {tensor, role, layer, shape};

@@ -6,7 +6,8 @@
 //
 // Both products are the same small kernel: out(Q, columns) += a(Q, n) · b(n, columns) with b as the cache keeps it; for scores b is a
 // page of K, (head_dim, positions), for the output a page of V, (positions, head_dim). Where the cache has a scale a position, it multiplies
-// the scores, and the weights before they meet V.
+// the scores, and the weights before they meet V. With a window a query begins at the page of the first position it sees; scores
+// before that are masked, and a page that it does not see at all leaves its sums alone.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -33,7 +34,8 @@ struct KvQ8 {
 // The state of up to kQueries queries on their way through the pages.
 struct Queries {
   int n;                 // queries in use
-  int n_seen[kQueries];  // positions each sees
+  int first[kQueries];   // the first position each sees
+  int n_seen[kQueries];  // and the end of what it sees
   const float* q[kQueries];
   float s[kQueries][kPagePositions];  // scores, then weights
   float o[kQueries][kMaxHeadDim];     // padded to whole vectors
@@ -94,7 +96,8 @@ inline void multiply_add_queries(int n_queries, const float* const* a, int n, co
 }
 
 // Scores of one page to weights; returns the factor for what was summed before.
-inline float soften(float* s, int n_valid, float* m, float* l) {
+inline float soften(float* s, int n_masked, int n_valid, float* m, float* l) {
+  for (int i = 0; i < n_masked; ++i) s[i] = kMinusInfinity;
   for (int i = n_valid; i < kPagePositions; ++i) s[i] = kMinusInfinity;
   F largest = f_set(*m);
   PYINFER_UNROLL
@@ -137,10 +140,11 @@ inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
   const auto* v = (const typename Kv::Value*)(args.pages[page] + args.v_offset);
   int longest = 0;
   memset(queries.s, 0, (size_t)queries.n * sizeof queries.s[0]);
-  int n_valid[kQueries];
+  int n_valid[kQueries], n_masked[kQueries];
   for (int i = 0; i < queries.n; ++i) {
     const int n = queries.n_seen[i] - start;
     n_valid[i] = n < 0 ? 0 : n > kPagePositions ? kPagePositions : n;
+    n_masked[i] = queries.first[i] - start;
     longest = n_valid[i] > longest ? n_valid[i] : longest;
   }
   multiply_add_queries<Kv, kQueries>(queries.n, queries.q, args.head_dim, k, kPagePositions, longest, queries.s[0],
@@ -148,7 +152,13 @@ inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
   const float* weights[kQueries];
   for (int i = 0; i < queries.n; ++i) {
     if constexpr (Kv::kScaled) scale_positions(queries.s[i], (const float*)(k + args.head_dim * kPagePositions));
-    const float factor = soften(queries.s[i], n_valid[i], &queries.m[i], &queries.l[i]);
+    if (n_masked[i] >= kPagePositions) {
+      memset(queries.s[i], 0, sizeof queries.s[i]);
+      weights[i] = queries.s[i];
+      continue;
+    }
+    if (args.softcap > 0.0f) soft_cap(queries.s[i], kPagePositions, args.softcap);
+    const float factor = soften(queries.s[i], n_masked[i], n_valid[i], &queries.m[i], &queries.l[i]);
     if constexpr (Kv::kScaled) scale_positions(queries.s[i], (const float*)(v + args.v_stride * kPagePositions));
     scale_row(queries.o[i], args.v_stride, factor);
     weights[i] = queries.s[i];
@@ -171,11 +181,14 @@ void attend(const AttendArgs& args) {
       const int row = (first + i) / args.n_heads, head = (first + i) % args.n_heads;
       queries.q[i] = args.q + (size_t)row * args.q_stride + (size_t)(head * args.head_dim);
       n_seen = queries.n_seen[i] = args.first_position + row + 1;
+      queries.first[i] = args.window > 0 && n_seen > args.window ? n_seen - args.window : 0;
       queries.m[i] = kMinusInfinity;
       queries.l[i] = 0.0f;
       memset(queries.o[i], 0, (size_t)args.v_stride * sizeof(float));
     }
-    for (int page = 0; page * kPagePositions < n_seen; ++page) attend_page<Kv>(queries, args, page);
+    // The first query of a round is of its first row, which sees the earliest positions.
+    for (int page = queries.first[0] / kPagePositions; page * kPagePositions < n_seen; ++page)
+      attend_page<Kv>(queries, args, page);
     for (int i = 0; i < queries.n; ++i) {
       const int row = (first + i) / args.n_heads, head = (first + i) % args.n_heads;
       float* out = args.out + (size_t)row * args.out_stride + (size_t)(head * args.head_dim);

@@ -55,11 +55,16 @@ struct AttendArgs {
   int n_heads;  // query heads of the group
   int head_dim;
   int first_position;           // row r sees positions 0 … first_position + r
+  int window;                   // of them the last `window`; 0: all
+  float softcap;                // scores become softcap · tanh(score / softcap); 0: they do not
   const uint8_t* const* pages;  // where each page begins
   size_t k_offset;              // in bytes: K (head_dim, kPagePositions), for q8 then kPagePositions scales
   size_t v_offset;              // in bytes: V (kPagePositions, v_stride), for q8 then kPagePositions scales
   int v_stride;
 };
+
+// out = act(gate) · up, over n values (a multiple of 16). `out` may be `gate`.
+typedef void (*GatedUnit)(const float* gate, const float* up, size_t n, float* out);
 
 struct Kernels {
   const char* isa;
@@ -73,8 +78,10 @@ struct Kernels {
   void (*pack_f32)(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel);
   // out = x / sqrt(mean(x²) + eps) · weight, over n values.
   void (*rms_norm)(const float* x, const float* weight, float eps, size_t n, float* out);
-  // out = silu(gate) · up, over n values (a multiple of 16); silu(g) = g / (1 + e^−g). `out` may be `gate`.
-  void (*swiglu)(const float* gate, const float* up, size_t n, float* out);
+  GatedUnit swiglu;  // silu(g) = g / (1 + e^−g)
+  GatedUnit geglu;   // gelu(g) = g / (1 + e^−2z), z = √(2/π) · (g + 0.044715 g³): the tanh form
+  // x = cap · tanh(x / cap), over n values.
+  void (*soft_cap)(float* x, size_t n, float cap);
   // Rotates pairs (i, i + half) of a head by angles with the given cosines and sines (half each), then scales `n` values.
   void (*rope)(float* head, const float* cosines, const float* sines, size_t half, size_t n, float scale);
   // One position's K (as column `slot`) and V (as row `slot`) of one head into its places in a page; halves saturate.

@@ -1,4 +1,4 @@
-// Work on single rows: packing activations, rms-norm, SwiGLU, rotary embedding, storing K and V.
+// Work on single rows: packing activations, rms-norm, SwiGLU, GeGLU, soft caps, rotary embedding, storing K and V.
 #pragma once
 
 #include <math.h>
@@ -131,6 +131,31 @@ void swiglu(const float* gate, const float* up, size_t n, float* out) {
     const F e = f_exp(f_min(f_sub(f_zero(), g), f_set(88.0f)));
     f_store(out + i, f_mul(f_div(g, f_add(f_set(1.0f), e)), f_load(up + i)));
   }
+}
+
+void geglu(const float* gate, const float* up, size_t n, float* out) {
+  for (size_t i = 0; i < n; i += kLanes) {
+    const F g = f_load(gate + i);
+    const F inner = f_fma(f_mul(f_mul(g, g), g), f_set(0.044715f), g);
+    const F e = f_exp(f_min(f_mul(inner, f_set(-1.5957691216f)), f_set(88.0f)));  // −2 √(2/π)
+    f_store(out + i, f_mul(f_div(g, f_add(f_set(1.0f), e)), f_load(up + i)));
+  }
+}
+
+// cap · tanh(x / cap), within a few units in the last place of cap: tanh y = 1 − 2 / (e^2y + 1). NaN stays NaN.
+inline F f_soft_cap(F x, F cap) {
+  const F e = f_exp(f_min(f_set(88.0f), f_div(f_add(x, x), cap)));
+  return f_mul(cap, f_sub(f_set(1.0f), f_div(f_set(2.0f), f_add(e, f_set(1.0f)))));
+}
+
+void soft_cap(float* x, size_t n, float cap) {
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) f_store(x + i, f_soft_cap(f_load(x + i), f_set(cap)));
+  if (i == n) return;
+  float tail[kLanes] = {};
+  memcpy(tail, x + i, (n - i) * sizeof(float));
+  f_store(tail, f_soft_cap(f_load(tail), f_set(cap)));
+  memcpy(x + i, tail, (n - i) * sizeof(float));
 }
 
 void rope(float* head, const float* cosines, const float* sines, size_t half, size_t n, float scale) {

@@ -33,6 +33,8 @@ constexpr Kernels kTable = {
     pack_f32,
     rms_norm,
     swiglu,
+    geglu,
+    soft_cap,
     rope,
     {store_kv_f16, store_kv_q8},
     {attend<KvF16>, attend<KvQ8>},

@@ -1,11 +1,13 @@
 #include "model/decoder.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "formats/format.h"
 #include "nn/attention.h"
 #include "nn/linear.h"
 #include "nn/low_rank.h"
+#include "nn/residual.h"
 
 namespace pyinfer {
 namespace {
@@ -48,11 +50,38 @@ void embed(const Model& model, Workspace& w, std::span<const BatchRow> rows) {
     for (size_t i = begin; i < end; ++i) {
       unpack_row(model.embedding.format, model.embedding.tiles, model.embedding.cols,
                  static_cast<size_t>(rows[i].token), w.x + i * w.x_stride);
-      if (rows[i].adapters == nullptr) continue;
-      const AdaptedInput& stack = rows[i].adapters->inputs[Adapters::embedding_input(model.layers.size())];
-      adapt_embedding(w, stack, static_cast<size_t>(rows[i].token), i, w.x + i * w.x_stride);
+      if (rows[i].adapters != nullptr) {
+        const AdaptedInput& stack = rows[i].adapters->inputs[Adapters::embedding_input(model.layers.size())];
+        adapt_embedding(w, stack, static_cast<size_t>(rows[i].token), i, w.x + i * w.x_stride);
+      }
+      if (model.spec.embedding_scale != 0.0f) {
+        for (size_t d = 0; d < model.spec.dim; ++d) w.x[i * w.x_stride + d] *= model.spec.embedding_scale;
+      }
     }
   });
+}
+
+constexpr size_t kUsualAngles = 0, kLocalAngles = 1;  // the sets of angles
+
+void find_angles(const Model& model, Workspace& w, std::span<const Segment> segments) {
+  const ModelSpec& s = model.spec;
+  rope_angles(w, segments, {model.rope_freqs, model.rope_freqs_long, s.long_context, s.rope_magnitude}, kUsualAngles);
+  if (s.has(kLocalRope)) rope_angles(w, segments, {model.rope_freqs_local, nullptr, 0, 1.0f}, kLocalAngles);
+}
+
+AttentionShape attention_shape(const ModelSpec& s, const Layer& layer, size_t index) {
+  const size_t window = s.window_of(index);
+  return {s.n_heads,         s.n_kv_heads,   s.head_dim, s.rotates(index) ? s.rope_dim / 2 : 0,
+          s.attention_scale, s.attn_softcap, window,     s.has(kLocalRope) && window > 0 ? kLocalAngles : kUsualAngles,
+          layer.q_norm,      layer.k_norm,   s.norm_eps};
+}
+
+// Adds what a block gives to the residual stream, normed where the family asks for it.
+void add_block(const Model& model, Workspace& w, const LinearInput& input, const Matrix& weights, const float* bias,
+               const float* norm) {
+  const bool direct = norm == nullptr;
+  linear(w, input, {{&weights, direct ? w.x : w.branch, w.x_stride, direct, bias}});
+  if (!direct) add_normed_branch(w, norm, model.spec.norm_eps, input.n_rows, model.spec.dim);
 }
 
 void attention_block(const Model& model, const Layer& layer, Workspace& w, std::span<const Segment> segments,
@@ -62,13 +91,13 @@ void attention_block(const Model& model, const Layer& layer, Workspace& w, std::
   const LinearInput x{
       w.x, w.x_stride, n, s.dim, layer.attn_norm, s.norm_eps, model.activations, pieces, number + Adapters::qkv};
   linear(w, x,
-         {{&layer.q, w.qkv, w.qkv_stride, false},
-          {&layer.k, w.qkv + w.q_width, w.qkv_stride, false},
-          {&layer.v, w.qkv + w.q_width + w.kv_width, w.qkv_stride, false}});
-  attention(w, {s.n_heads, s.n_kv_heads, s.head_dim, s.rope_dim / 2, s.attention_scale}, segments, index);
+         {{&layer.q, w.qkv, w.qkv_stride, false, layer.q_bias},
+          {&layer.k, w.qkv + w.q_width, w.qkv_stride, false, layer.k_bias},
+          {&layer.v, w.qkv + w.q_width + w.kv_width, w.qkv_stride, false, layer.v_bias}});
+  attention(w, attention_shape(s, layer, index), segments, index);
   const LinearInput attended{w.attended, w.q_width,         n,      s.q_width(),         nullptr,
                              0.0f,       model.activations, pieces, number + Adapters::o};
-  linear(w, attended, {{&layer.o, w.x, w.x_stride, true}});
+  add_block(model, w, attended, layer.o, layer.o_bias, layer.post_attn_norm);
 }
 
 void feed_forward_block(const Model& model, const Layer& layer, Workspace& w, std::span<const Piece> pieces,
@@ -77,10 +106,22 @@ void feed_forward_block(const Model& model, const Layer& layer, Workspace& w, st
   const size_t number = index * Adapters::kInputsPerLayer;
   const LinearInput x{
       w.x, w.x_stride, n, s.dim, layer.ffn_norm, s.norm_eps, model.activations, pieces, number + Adapters::gate_up};
-  linear_swiglu(w, x, layer.gate, layer.up, w.hidden, w.hidden_stride);
+  const GatedUnit unit = s.has(kGelu) ? w.kernels.geglu : w.kernels.swiglu;
+  linear_gated(w, x, layer.gate, layer.up, unit, w.hidden, w.hidden_stride);
   const LinearInput hidden{w.hidden, w.hidden_stride,        n, s.n_ff, nullptr, 0.0f, model.activations,
                            pieces,   number + Adapters::down};
-  linear(w, hidden, {{&layer.down, w.x, w.x_stride, true}});
+  add_block(model, w, hidden, layer.down, nullptr, layer.post_ffn_norm);
+}
+
+void cap_logits(Workspace& w, size_t n_rows, const ModelSpec& s) {
+  constexpr size_t kAtOnce = 4096;
+  const size_t chunks = (s.n_vocab + kAtOnce - 1) / kAtOnce;
+  w.pool.run(n_rows * chunks, 1, [&](size_t begin, size_t end, int) {
+    for (size_t i = begin; i < end; ++i) {
+      const size_t first = i % chunks * kAtOnce;
+      w.kernels.soft_cap(w.wanted[i / chunks] + first, std::min(kAtOnce, s.n_vocab - first), s.logit_softcap);
+    }
+  });
 }
 
 // Logits of the rows that asked: those rows are moved together first, so that only they meet the head.
@@ -104,6 +145,7 @@ void logits(const Model& model, Workspace& w, std::span<const BatchRow> rows) {
                       {w.pieces, n_pieces},
                       Adapters::head_input(model.layers.size())};
   linear_scatter(w, x, model.head, w.wanted);
+  if (s.logit_softcap != 0.0f) cap_logits(w, n, s);
 }
 
 }  // namespace
@@ -112,7 +154,7 @@ bool forward(const Model& model, Workspace& w, std::span<const BatchRow> rows, c
   const auto segments = find_segments(rows, w.segments);
   const auto pieces = find_pieces(w, rows);
   embed(model, w, rows);
-  rope_angles(w, segments, model.rope_freqs, model.spec.rope_magnitude);
+  find_angles(model, w, segments);
   for (size_t i = 0; i < model.layers.size(); ++i) {
     if (poll.cancelled(poll.context)) return false;
     attention_block(model, model.layers[i], w, segments, pieces, i, rows.size());

@@ -17,17 +17,13 @@ namespace {
 constexpr char kMagic[8] = "PYINFER";
 constexpr uint64_t kMaxMetadata = 64ull << 20;
 constexpr uint64_t kMaxTokenizer = 256ull << 20;
-constexpr uint64_t kMaxTensors = 16 * 1024;  // 1024 layers of fewer than 16 tensors
+constexpr uint64_t kMaxTensors = 32 * 1024;  // 1024 layers of fewer than 32 tensors
 constexpr uint64_t kWeightsAlignment = 4096;
-
-bool is_absent(Role role, const ModelSpec& s) {
-  return (role == Role::head && s.tied_head()) || (role == Role::rope_freqs && s.rope_dim == 0);
-}
+constexpr uint64_t kMostPositions = 16777216;
 
 uint64_t n_expected(const ModelSpec& s) {
   uint64_t n = 0;
-#define PYINFER_ROLE(name, number, layered, vector, rows, cols) \
-  n += is_absent(Role::name, s) ? 0 : layered ? s.n_layers : 1;
+#define PYINFER_ROLE(name, number, layered, vector, rows, cols, present) n += !(present) ? 0 : layered ? s.n_layers : 1;
 #include "model/roles.inc"
 #undef PYINFER_ROLE
   return n;
@@ -39,17 +35,17 @@ std::string text(uint64_t value) { return std::to_string(value); }
 
 RoleShape shape_of(Role role, const ModelSpec& s) {
   switch (role) {
-#define PYINFER_ROLE(name, number, layered, vector, rows, cols) \
-  case Role::name:                                              \
-    return {#name, layered, vector, rows, cols};
+#define PYINFER_ROLE(name, number, layered, vector, rows, cols, present) \
+  case Role::name:                                                       \
+    return {#name, layered, vector, rows, cols, present};
 #include "model/roles.inc"
 #undef PYINFER_ROLE
   }
-  return {nullptr, false, false, 0, 0};
+  return {nullptr, false, false, 0, 0, false};
 }
 
 std::optional<Role> find_role(std::string_view name) {
-#define PYINFER_ROLE(role, number, layered, vector, rows, cols) \
+#define PYINFER_ROLE(role, number, layered, vector, rows, cols, present) \
   if (name == #role) return Role::role;
 #include "model/roles.inc"
 #undef PYINFER_ROLE
@@ -147,7 +143,7 @@ void ModelFile::check_zeros(const std::string& name, uint64_t begin, uint64_t en
 
 void ModelFile::check_spec() const {
   const ModelSpec& s = spec();
-  expect("spec_version", s.spec_version, 1);
+  expect_within("spec_version", s.spec_version, 1, 2);
   expect_within("n_layers", s.n_layers, 1, 1024);
   expect_within("dim", s.dim, 1, 65536);
   expect_within("n_heads", s.n_heads, 1, 1024);
@@ -158,7 +154,7 @@ void ModelFile::check_spec() const {
   if (s.head_dim % 2 != 0) refuse("head_dim", "an even number", text(s.head_dim));
   expect_within("n_ff", s.n_ff, 1, 1048576);
   expect_within("n_vocab", s.n_vocab, 1, 4194304);
-  expect_within("context", s.context, 1, 16777216);
+  expect_within("context", s.context, 1, kMostPositions);
   expect_within("rope_dim", s.rope_dim, 0, s.head_dim);
   if (s.rope_dim % 2 != 0) refuse("rope_dim", "an even number", text(s.rope_dim));
   if (!(s.norm_eps >= 0.0f && s.norm_eps < 1.0f)) refuse("norm_eps", "0 to 1", std::to_string(s.norm_eps));
@@ -166,8 +162,36 @@ void ModelFile::check_spec() const {
        {std::pair{"rope_magnitude", s.rope_magnitude}, std::pair{"attention_scale", s.attention_scale}}) {
     if (!(std::isfinite(value) && value > 0.0f)) refuse(name, "a positive number", std::to_string(value));
   }
-  expect_within("flags", s.flags, 0, 1);
+  expect_within("flags", s.flags, 0, s.spec_version == 1 ? uint32_t{kTiedHead} : uint32_t{kSpecFlags});
+  check_features();
   for (const uint32_t word : s.reserved) expect("spec reserved", word, 0);
+}
+
+// What files of version 1 do not have.
+void ModelFile::check_features() const {
+  const ModelSpec& s = spec();
+  for (const auto& [name, value] :
+       {std::pair{"embedding_scale", s.embedding_scale}, std::pair{"attn_softcap", s.attn_softcap},
+        std::pair{"logit_softcap", s.logit_softcap}}) {
+    if (!(std::isfinite(value) && value >= 0.0f)) refuse(name, "a positive number or 0", std::to_string(value));
+  }
+  expect_within("window", s.window, 0, kMostPositions);
+  expect_within("long_context", s.long_context, 0, s.rope_dim > 0 ? kMostPositions : 0);
+  if (s.has(kLocalRope) && (s.rope_dim == 0 || s.window == 0))
+    refuse("flags", "local_rope only with a window and rotating dimensions", text(s.flags));
+  bool any = false;
+  for (uint32_t i = 0; i < ModelSpec::kMarkedLayers; ++i) {
+    const bool windowed = ModelSpec::marked(s.windowed, i);
+    any = any || windowed;
+    if (i >= s.n_layers && (windowed || !s.rotates(i)))
+      refuse("marked layers", "none from " + text(s.n_layers), text(i));
+  }
+  if (any != (s.window > 0))
+    refuse("windowed", s.window > 0 ? "a layer with the window" : "no layer", any ? "one" : "none");
+  if (s.spec_version > 1) return;
+  for (const uint8_t* p = reinterpret_cast<const uint8_t*>(&s.embedding_scale);
+       p < reinterpret_cast<const uint8_t*>(s.reserved); ++p)
+    expect("spec reserved", *p, 0);
 }
 
 void ModelFile::check_table() const {
@@ -194,7 +218,7 @@ void ModelFile::check_tensor(const TensorRecord& tensor, uint64_t previous_end) 
   const RoleShape shape = shape_of(tensor.role, s);
   if (shape.name == nullptr) refuse("tensor role", "a known role", text(static_cast<uint32_t>(tensor.role)));
   const std::string name = std::string("tensor ") + shape.name;
-  if (is_absent(tensor.role, s)) refuse(name, "none, by the specification", "one");
+  if (!shape.present) refuse(name, "none, by the specification", "one");
   if (shape.layered) {
     expect_within(name + " layer", tensor.layer, 0, s.n_layers - 1);
   } else {

@@ -31,7 +31,7 @@ struct FileHeader {
 static_assert(sizeof(FileHeader) == 128);
 
 enum class Role : uint32_t {
-#define PYINFER_ROLE(name, number, layered, vector, rows, cols) name = number,
+#define PYINFER_ROLE(name, number, layered, vector, rows, cols, present) name = number,
 #include "model/roles.inc"
 #undef PYINFER_ROLE
 };
@@ -44,6 +44,7 @@ struct RoleShape {
   bool vector;
   uint64_t rows;
   uint64_t cols;
+  bool present;  // whether the model has such a tensor
 };
 RoleShape shape_of(Role role, const ModelSpec& spec);
 std::optional<Role> find_role(std::string_view name);
@@ -89,6 +90,7 @@ class ModelFile {
   void check_head_crc() const;
   void check_zeros(const std::string& name, uint64_t begin, uint64_t end) const;
   void check_spec() const;
+  void check_features() const;
   void check_table() const;
   void check_tensor(const TensorRecord& tensor, uint64_t previous_end) const;
   std::span<const uint8_t> blob(uint64_t offset, uint64_t bytes, uint32_t crc, const char* name) const;

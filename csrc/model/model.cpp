@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 namespace pyinfer {
+
 void Model::place(Role role, uint32_t layer_index, const Matrix& matrix, const float* vector) {
   Layer* layer = layer_index == kNoLayer ? nullptr : &layers[layer_index];
   switch (role) {
@@ -15,6 +16,12 @@ void Model::place(Role role, uint32_t layer_index, const Matrix& matrix, const f
       break;
     case Role::rope_freqs:
       rope_freqs = vector;
+      break;
+    case Role::rope_freqs_local:
+      rope_freqs_local = vector;
+      break;
+    case Role::rope_freqs_long:
+      rope_freqs_long = vector;
       break;
     case Role::attn_norm:
       layer->attn_norm = vector;
@@ -43,6 +50,30 @@ void Model::place(Role role, uint32_t layer_index, const Matrix& matrix, const f
     case Role::down:
       layer->down = matrix;
       break;
+    case Role::q_bias:
+      layer->q_bias = vector;
+      break;
+    case Role::k_bias:
+      layer->k_bias = vector;
+      break;
+    case Role::v_bias:
+      layer->v_bias = vector;
+      break;
+    case Role::o_bias:
+      layer->o_bias = vector;
+      break;
+    case Role::q_norm:
+      layer->q_norm = vector;
+      break;
+    case Role::k_norm:
+      layer->k_norm = vector;
+      break;
+    case Role::post_attn_norm:
+      layer->post_attn_norm = vector;
+      break;
+    case Role::post_ffn_norm:
+      layer->post_ffn_norm = vector;
+      break;
   }
 }
 
@@ -53,7 +84,9 @@ Model::Model(const ModelFile& file, Activations how)
       layers(spec.n_layers),
       final_norm(nullptr),
       head{},
-      rope_freqs(nullptr) {
+      rope_freqs(nullptr),
+      rope_freqs_local(nullptr),
+      rope_freqs_long(nullptr) {
   for (const TensorRecord& tensor : file.tensors()) {
     const uint8_t* bytes = file.bytes_of(tensor);
     const bool vector = tensor.format == Format::vector;
@@ -71,8 +104,17 @@ WorkspaceShape Model::workspace_shape(size_t max_rows) const {
     }
   }
   const bool int8 = activations == Activations::int8;
-  return {max_rows,        spec.dim, spec.q_width(), spec.kv_width(), spec.n_ff, spec.rope_dim / 2, int8 && quantised,
-          !int8 || floats, 0};
+  return {max_rows,
+          spec.dim,
+          spec.q_width(),
+          spec.kv_width(),
+          spec.n_ff,
+          spec.rope_dim / 2,
+          int8 && quantised,
+          !int8 || floats,
+          spec.has(kLocalRope) ? size_t{2} : size_t{1},
+          spec.has(kPostNorms),
+          0};
 }
 
 }  // namespace pyinfer

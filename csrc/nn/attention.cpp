@@ -15,15 +15,18 @@ class Group {
   Group(Workspace& w, const AttentionShape& shape, size_t layer, size_t kv_head)
       : w_(w), shape_(shape), layer_(layer), kv_head_(kv_head), n_shared_(shape.n_heads / shape.n_kv_heads) {}
 
-  // Rotates the group's heads in one row and puts k and v into the cache.
+  // Norms and rotates the group's heads in one row and puts k and v into the cache.
   void rotate_and_store(const Segment& segment, size_t offset) const {
     const size_t row = segment.first_row + offset, position = segment.first_position + offset;
     const size_t n = shape_.head_dim, pairs = shape_.rope_pairs;
-    const float* cosines = w_.cosines + row * w_.rope_pairs;
-    const float* sines = w_.sines + row * w_.rope_pairs;
+    const size_t angles = (shape_.rope_set * w_.max_rows + row) * w_.rope_pairs;
+    const float* cosines = w_.cosines + angles;
+    const float* sines = w_.sines + angles;
     float* q = q_of(row);
+    for (size_t h = 0; h < n_shared_; ++h) norm(q + h * n, shape_.q_norm);
     for (size_t h = 0; h < n_shared_; ++h) w_.kernels.rope(q + h * n, cosines, sines, pairs, n, shape_.scale);
     float* k = w_.qkv + row * w_.qkv_stride + w_.q_width + kv_head_ * n;
+    norm(k, shape_.k_norm);
     w_.kernels.rope(k, cosines, sines, pairs, n, 1.0f);
     KvCache& cache = *segment.cache;
     uint8_t* page = cache.pages()[position / kPagePositions];
@@ -45,6 +48,8 @@ class Group {
     args.n_heads = static_cast<int>(n_shared_);
     args.head_dim = static_cast<int>(shape_.head_dim);
     args.first_position = static_cast<int>(segment.first_position + offset);
+    args.window = static_cast<int>(shape_.window);
+    args.softcap = shape_.softcap;
     args.pages = cache.pages();
     args.k_offset = cache.k_offset(layer_, kv_head_);
     args.v_offset = cache.v_offset(layer_, kv_head_);
@@ -53,6 +58,9 @@ class Group {
   }
 
  private:
+  void norm(float* head, const float* weight) const {
+    if (weight != nullptr) w_.kernels.rms_norm(head, weight, shape_.norm_eps, shape_.head_dim, head);
+  }
   float* q_of(size_t row) const { return w_.qkv + row * w_.qkv_stride + kv_head_ * n_shared_ * shape_.head_dim; }
 
   Workspace& w_;
@@ -83,16 +91,18 @@ size_t count_runs(std::span<const Segment> segments, size_t at_once) {
 
 }  // namespace
 
-void rope_angles(Workspace& w, std::span<const Segment> segments, const float* frequencies, float magnitude) {
+void rope_angles(Workspace& w, std::span<const Segment> segments, const RopeFrequencies& rope, size_t set) {
   w.pool.run(count_runs(segments, 1), 16, [&](size_t begin, size_t end, int) {
     for (size_t i = begin; i < end; ++i) {
       visit_run(segments, 1, i, [&](const Segment& segment, size_t offset, size_t) {
-        const size_t at = (segment.first_row + offset) * w.rope_pairs;
+        const size_t at = (set * w.max_rows + segment.first_row + offset) * w.rope_pairs;
+        const bool is_long = rope.long_context > 0 && segment.cache->context() > rope.long_context;
+        const float* frequencies = is_long ? rope.stretched : rope.usual;
         const auto position = static_cast<double>(segment.first_position + offset);
         for (size_t p = 0; p < w.rope_pairs; ++p) {
           const double angle = position * static_cast<double>(frequencies[p]);
-          w.cosines[at + p] = static_cast<float>(std::cos(angle) * static_cast<double>(magnitude));
-          w.sines[at + p] = static_cast<float>(std::sin(angle) * static_cast<double>(magnitude));
+          w.cosines[at + p] = static_cast<float>(std::cos(angle) * static_cast<double>(rope.magnitude));
+          w.sines[at + p] = static_cast<float>(std::sin(angle) * static_cast<double>(rope.magnitude));
         }
       });
     }

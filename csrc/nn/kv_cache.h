@@ -34,11 +34,15 @@ class KvCache {
  public:
   // Room for `context` positions; memory becomes resident page by page as it is written.
   KvCache(const KvShape& shape, size_t context)
-      : shape_(shape), memory_(KvShape::n_pages(context) * shape.page_bytes()), pages_(KvShape::n_pages(context)) {
+      : shape_(shape),
+        context_(context),
+        memory_(KvShape::n_pages(context) * shape.page_bytes()),
+        pages_(KvShape::n_pages(context)) {
     for (size_t i = 0; i < pages_.size(); ++i) pages_[i] = memory_.data() + i * shape.page_bytes();
   }
 
   const KvShape& shape() const { return shape_; }
+  size_t context() const { return context_; }
   uint8_t* const* pages() const { return pages_.data(); }
   // Where K and V of a head lie in a page, in bytes.
   size_t k_offset(size_t layer, size_t kv_head) const {
@@ -48,6 +52,7 @@ class KvCache {
 
  private:
   KvShape shape_;
+  size_t context_;
   AnonymousMemory memory_;
   std::vector<uint8_t*> pages_;
 };

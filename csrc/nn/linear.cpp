@@ -139,6 +139,16 @@ void accumulate_scaled(const Workspace& w, const LowRankJob& low, const PackedIn
   }
 }
 
+// Before the adapters' part, whose gains belong to the product alone.
+void add_bias(const LinearTarget& target, const AdaptedTiles& to) {
+  if (target.bias == nullptr) return;
+  const size_t first = to.begin * kTile, n = std::min(to.end * kTile, target.weights->rows) - first;
+  for (size_t r = 0; r < to.n_rows; ++r) {
+    float* out = to.out + r * to.stride;
+    for (size_t i = 0; i < n; ++i) out[i] += target.bias[first + i];
+  }
+}
+
 void multiply_target(const Workspace& w, const LinearInput& input, const LowRankJob& low, const PackedInput& packed,
                      const LinearTarget& target, size_t number, size_t begin, size_t end, int thread) {
   const int kind = kind_of(*target.weights, input);
@@ -153,6 +163,7 @@ void multiply_target(const Workspace& w, const LinearInput& input, const LowRank
       multiply(w, packed, *target.weights, kind, panel, begin, end, thread, out, target.stride, target.accumulate);
       if (!target.accumulate) low.apply_gain(tiles);
     }
+    add_bias(target, tiles);
     low.add(tiles);
   }
 }
@@ -191,8 +202,8 @@ void linear(Workspace& w, const LinearInput& input, std::initializer_list<Linear
   });
 }
 
-void linear_swiglu(Workspace& w, const LinearInput& input, const Matrix& gate, const Matrix& up, float* out,
-                   size_t stride) {
+void linear_gated(Workspace& w, const LinearInput& input, const Matrix& gate, const Matrix& up, GatedUnit unit,
+                  float* out, size_t stride) {
   constexpr size_t kCols = Workspace::kOwnTileCols;
   const int gate_kind = kind_of(gate, input), up_kind = kind_of(up, input);
   LowRankJob low(w, input);
@@ -217,7 +228,7 @@ void linear_swiglu(Workspace& w, const LinearInput& input, const Matrix& gate, c
                    adapt(low, packed, 1, panel, tile, last, upped, kCols);
                    float* to = out + packed.first_row(panel) * stride + tile * kTile;
                    for (size_t r = 0; r < static_cast<size_t>(packed.rows_of(panel)); ++r) {
-                     w.kernels.swiglu(gated + r * kCols, upped + r * kCols, (last - tile) * kTile, to + r * stride);
+                     unit(gated + r * kCols, upped + r * kCols, (last - tile) * kTile, to + r * stride);
                    }
                  }
                }

@@ -24,20 +24,21 @@ struct LinearInput {
   size_t number = 0;                   // of this input among Adapters::inputs
 };
 
-// One product of an input: out (n_rows, stride) = or += x · Wᵀ; whole tiles of 16 columns are written.
+// One product of an input: out (n_rows, stride) = or += x · Wᵀ + bias; whole tiles of 16 columns are written.
 struct LinearTarget {
   const Matrix* weights;
   float* out;
   size_t stride;
   bool accumulate;
+  const float* bias = nullptr;  // (rows of the weights) or nullptr
 };
 
 // Several products of the same input as one job.
 void linear(Workspace& workspace, const LinearInput& input, std::initializer_list<LinearTarget> targets);
 
-// out (n_rows, stride) = silu(x · gateᵀ) · (x · upᵀ)
-void linear_swiglu(Workspace& workspace, const LinearInput& input, const Matrix& gate, const Matrix& up, float* out,
-                   size_t stride);
+// out (n_rows, stride) = act(x · gateᵀ) · (x · upᵀ) with the kernels' `unit`
+void linear_gated(Workspace& workspace, const LinearInput& input, const Matrix& gate, const Matrix& up, GatedUnit unit,
+                  float* out, size_t stride);
 
 // As `linear`, but each row goes to a place of its own with exactly `weights.rows` floats.
 void linear_scatter(Workspace& workspace, const LinearInput& input, const Matrix& weights, float* const* rows);

@@ -16,8 +16,9 @@ void lay_out(Workspace& w, const WorkspaceShape& shape, Layout& layout) {
   w.qkv = layout.take<float>(w.max_rows * w.qkv_stride);
   w.attended = layout.take<float>(w.max_rows * w.q_width);
   w.hidden = layout.take<float>(w.max_rows * w.hidden_stride);
-  w.cosines = layout.take<float>(w.max_rows * w.rope_pairs);
-  w.sines = layout.take<float>(w.max_rows * w.rope_pairs);
+  w.branch = layout.take<float>(shape.needs_branch ? w.max_rows * w.x_stride : 0);
+  w.cosines = layout.take<float>(w.rope_sets * w.max_rows * w.rope_pairs);
+  w.sines = layout.take<float>(w.rope_sets * w.max_rows * w.rope_pairs);
   const bool needed[2] = {shape.needs_int8, shape.needs_f32};
   for (int kind = 0; kind < 2; ++kind) {
     w.panels[kind] = layout.take<uint8_t>(needed[kind] ? w.max_rows * w.row_bytes[kind] : 0);
@@ -47,6 +48,7 @@ Workspace::Workspace(const Kernels& k, ThreadPool& p, const WorkspaceShape& shap
       qkv_stride(q_width + 2 * kv_width),
       hidden_stride(round_up(shape.n_ff, kTile)),
       rope_pairs(shape.rope_pairs),
+      rope_sets(shape.rope_sets),
       row_bytes{max_cols / 32 * kPanelBlockBytes, max_cols * sizeof(float)},
       low_rank(shape.low_rank) {
   allocate(shape);

@@ -34,9 +34,11 @@ struct WorkspaceShape {
   size_t kv_width;
   size_t n_ff;
   size_t rope_pairs;
-  bool needs_int8;      // some matrix meets int8 activations
-  bool needs_f32;       // some matrix meets float activations
-  size_t low_rank = 0;  // ranks of adapters that share an input, together, at most; a multiple of 16
+  bool needs_int8;            // some matrix meets int8 activations
+  bool needs_f32;             // some matrix meets float activations
+  size_t rope_sets = 1;       // sets of angles that the layers rotate by
+  bool needs_branch = false;  // blocks are normed before they join the residual stream
+  size_t low_rank = 0;        // ranks of adapters that share an input, together, at most; a multiple of 16
 };
 
 // Columns after which A x is summed anew, so that threads can share out one row: fixed, since bits depend on it.
@@ -59,13 +61,15 @@ struct Workspace {
   size_t qkv_stride;  // q_width + 2 · kv_width
   size_t hidden_stride;
   size_t rope_pairs;
+  size_t rope_sets;
 
   float* x;         // (max_rows, x_stride) residual stream
   float* qkv;       // (max_rows, qkv_stride)
   float* attended;  // (max_rows, q_width)
   float* hidden;    // (max_rows, hidden_stride)
-  float* cosines;   // (max_rows, rope_pairs)
-  float* sines;     // (max_rows, rope_pairs)
+  float* branch;    // (max_rows, x_stride) what a block gives, on its way to a norm; room only where the shape needs it
+  float* cosines;   // (rope_sets, max_rows, rope_pairs)
+  float* sines;     // (rope_sets, max_rows, rope_pairs)
 
   // Packed inputs: of a whole step, and of one panel for each thread. Index 0 for int8, 1 for f32.
   uint8_t* panels[2];

@@ -130,6 +130,8 @@ def parameters(spec: dict[str, Any]) -> int:
     """How many numbers were learnt."""
     dim, q, kv = spec["dim"], spec["n_heads"] * spec["head_dim"], spec["n_kv_heads"] * spec["head_dim"]
     layer = 2 * dim + dim * (2 * q + 2 * kv + 3 * spec["n_ff"])
+    layer += spec["qkv_bias"] * (q + 2 * kv) + spec["o_bias"] * dim
+    layer += spec["qk_norm"] * 2 * spec["head_dim"] + spec["post_norms"] * 2 * dim
     tables = 1 if spec["tied_head"] else 2
     return int(spec["n_layers"] * layer + tables * spec["n_vocab"] * dim + dim)
 
@@ -151,6 +153,10 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     tied = ", embedding and head are one" if spec["tied_head"] else ""
     yield "vocabulary", f"{spec['n_vocab']} tokens, tokenizer {report['tokenizer']}{tied}"
     yield "context", f"{spec['context']} tokens"
+    if spec["window"]:
+        yield "window", f"{spec['window']} tokens in {len(spec['windowed'])} of {spec['n_layers']} layers"
+    if spec["long_context"]:
+        yield "long context", f"above {spec['long_context']} tokens, with rotary frequencies of its own"
     yield "chat template", "yes" if report["chat_template"] else "none"
     yield "licence", report["licence"] or "not said"
     for landed in report["landed"]:

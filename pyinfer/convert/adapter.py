@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinfer import _core
-from pyinfer.convert.checkpoint import RawTensor
+from pyinfer.convert.checkpoint import FUSED_ROLES, RawTensor
 from pyinfer.errors import ModelFileError, UnsupportedError
 
-LINEAR_ROLES = ("q", "k", "v", "o", "gate", "up", "down", "head")
-"""Tensors that multiply a vector."""
+LINEAR_ROLES = ("q", "k", "v", "o", "gate", "up", "down", "head", *FUSED_ROLES)
+"""Tensors that multiply a vector; adapters may be for several at once, where a family stores them as one."""
 Values = NDArray[Any]
 """float32 or float16 values, or uint16 for the bits of bfloat16: adapters keep the precision they came in."""
 
@@ -38,6 +38,10 @@ class LowRank:
         None  # DoRA: (out,), the length that each row of W + change is set to
     )
     bias: NDArray[np.float32] | None = None  # (out,), added to the output as it is
+    new_bias: NDArray[np.float32] | None = (
+        None  # (out,), in place of the bias that the layer has, if it has one
+    )
+    fused: bool = False  # cut out of a change of several matrices at once
 
     @property
     def rank(self) -> int:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pyinfer import _core
 from pyinfer.convert.metadata import Metadata
-from pyinfer.errors import ModelFileError
+from pyinfer.errors import ModelFileError, UnsupportedError
 
 ReadRows = Callable[[int, int], NDArray[np.uint8]]
 """read(start, stop) -> the bytes of rows start...stop-1 as the source stores them."""
@@ -42,6 +42,20 @@ SOURCE_BLOCKS: dict[str, tuple[int, int]] = {
 FLOAT_SOURCES = ("F32", "F16", "BF16")
 
 LAYER_ROLES = ("attn_norm", "q", "k", "v", "o", "ffn_norm", "gate", "up", "down")
+"""Tensors that every layer of every model has."""
+FAMILY_ROLES = {
+    "qkv_bias": ("q_bias", "k_bias", "v_bias"),
+    "o_bias": ("o_bias",),
+    "qk_norm": ("q_norm", "k_norm"),
+    "post_norms": ("post_attn_norm", "post_ffn_norm"),
+}
+"""Tensors that every layer has where a flag of `Spec` says so."""
+FUSED_ROLES = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+"""Matrices that some families store as one: role of the whole -> roles of the pieces, from the first row on."""
+VECTOR_ROLES = (
+    "attn_norm", "ffn_norm", "final_norm", "rope_freqs", "rope_freqs_local", "rope_freqs_long",
+    *(role for roles in FAMILY_ROLES.values() for role in roles),
+)  # fmt: skip
 NO_LAYER = -1
 
 
@@ -111,6 +125,20 @@ class Spec:
     rope_magnitude: float
     attention_scale: float
     tied_head: bool
+    qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    gelu: bool = False
+    local_rope: bool = False
+    norm_offset: bool = False
+    embedding_scale: float = 0.0
+    attn_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    window: int = 0
+    long_context: int = 0
+    windowed: tuple[int, ...] = ()  # layers, ascending
+    unrotated: tuple[int, ...] = ()  # layers, ascending
 
     def check(self) -> Spec:
         """Itself, or a ModelFileError naming the number that is outside its limits."""
@@ -130,7 +158,34 @@ class Spec:
             )
         for name in ("norm_eps", "rope_magnitude", "attention_scale"):
             _check_factor(name, getattr(self, name))
+        for name in ("embedding_scale", "attn_softcap", "logit_softcap"):
+            if getattr(self, name) != 0.0:
+                _check_factor(name, getattr(self, name))
+        self._check_layers()
         return self
+
+    def _check_layers(self) -> None:
+        """Layers that are marked are there, and a window and the layers that have it come together."""
+        for name in ("windowed", "unrotated"):
+            last = max(getattr(self, name), default=0)
+            if last >= MARKED_LAYERS:
+                raise UnsupportedError(f"{name}: expected layers below {MARKED_LAYERS}, found {last}")
+            if last >= self.n_layers:
+                raise ModelFileError(f"{name}: expected layers below {self.n_layers}, found {last}")
+        if bool(self.window) != bool(self.windowed):
+            raise ModelFileError(
+                f"window: expected one where layers have it, found {self.window} and {len(self.windowed)} layers"
+            )
+        if (self.local_rope and not (self.window and self.rope_dim)) or (
+            self.long_context and not self.rope_dim
+        ):
+            raise ModelFileError("rope_dim: expected rotating dimensions and a window, found none")
+
+    @property
+    def layer_roles(self) -> tuple[str, ...]:
+        """The roles of the tensors that each layer has."""
+        added = (roles for flag, roles in FAMILY_ROLES.items() if getattr(self, flag))
+        return LAYER_ROLES + tuple(role for roles in added for role in roles)
 
 
 _LIMITS = {
@@ -143,7 +198,11 @@ _LIMITS = {
     "n_vocab": (1, 4194304),
     "context": (1, 16777216),
     "rope_dim": (0, 1024),
+    "window": (0, 16777216),
+    "long_context": (0, 16777216),
 }
+MARKED_LAYERS = 128
+"""Layers that a specification can mark one by one."""
 
 
 def _check_factor(name: str, value: float) -> None:
@@ -155,9 +214,11 @@ def _check_factor(name: str, value: float) -> None:
 
 
 def role_shapes(spec: Spec) -> dict[str, tuple[int, int]]:
-    """Role -> (rows, cols) of every tensor that checkpoints store; vectors have one row."""
+    """Role -> (rows, cols) of every tensor that checkpoints of this model store; vectors have one row. The head
+    is there also where it is the embedding.
+    """
     q_dim, kv_dim = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-    return {
+    shapes = {
         "embedding": (spec.n_vocab, spec.dim),
         "final_norm": (1, spec.dim),
         "head": (spec.n_vocab, spec.dim),
@@ -171,6 +232,14 @@ def role_shapes(spec: Spec) -> dict[str, tuple[int, int]]:
         "up": (spec.n_ff, spec.dim),
         "down": (spec.dim, spec.n_ff),
     }
+    lengths = {
+        "q_bias": q_dim,
+        "k_bias": kv_dim,
+        "v_bias": kv_dim,
+        "q_norm": spec.head_dim,
+        "k_norm": spec.head_dim,
+    }
+    return shapes | {role: (1, lengths.get(role, spec.dim)) for role in spec.layer_roles[len(LAYER_ROLES) :]}
 
 
 @dataclass(frozen=True)

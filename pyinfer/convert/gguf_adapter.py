@@ -19,7 +19,7 @@ from pyinfer.convert.adapter import (
     require_pair,
 )
 from pyinfer.convert.checkpoint import RawTensor, in_file
-from pyinfer.convert.families import GGUF, gguf_tensor
+from pyinfer.convert.families import GGUF, gguf_interleaved, gguf_tensor
 from pyinfer.convert.gguf import MAGIC, GgufFile, KeyValues, read_gguf
 from pyinfer.convert.peft_config import MAX_INVOCATION
 from pyinfer.errors import ModelFileError, UnsupportedError
@@ -52,7 +52,7 @@ def open_gguf_adapter(path: Path) -> AdapterSource:
             kind="gguf",
             files=(path,),
             changes=changes,
-            interleaved=True,
+            interleaved=gguf_interleaved(architecture),
             base=file.keys.text("general.base_model.0.name"),
             invocation=invocation,
             facts={"method": "LoRA", "alpha": f"{alpha:g} over r", **invoked},

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyinfer import _core
-from pyinfer.convert.checkpoint import FLOAT_SOURCES, Checkpoint, Tensor
+from pyinfer.convert.checkpoint import FLOAT_SOURCES, VECTOR_ROLES, Checkpoint, Tensor
 from pyinfer.errors import RequestError
 
 WEIGHTS = ("q4", "q8", "f16", "bf16", "f32")
@@ -17,7 +17,6 @@ WEIGHTS = ("q4", "q8", "f16", "bf16", "f32")
 
 ALIGNMENT = 64
 VECTOR = "vector"
-VECTOR_ROLES = ("attn_norm", "ffn_norm", "final_norm", "rope_freqs")
 
 _OWN = {
     "F32": "f32",

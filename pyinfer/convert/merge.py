@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinfer import _core
-from pyinfer.convert.checkpoint import FLOAT_SOURCES, NO_LAYER, Checkpoint, ReadRows, Tensor
-from pyinfer.convert.landing import VECTOR_ROLES, chosen_weights, format_of, place
+from pyinfer.convert.checkpoint import FLOAT_SOURCES, NO_LAYER, VECTOR_ROLES, Checkpoint, ReadRows, Tensor
+from pyinfer.convert.landing import chosen_weights, format_of, place
 
 Into = Literal["int8", "int4", "f32"]
 FLOAT_FORMATS = ("f32", "f16", "bf16")

@@ -198,7 +198,8 @@ def _low_rank(module: _Module, config: PeftConfig) -> LowRank:
         scaling=scaling,
         name=module.path,
         magnitude=_magnitude(module, len(b)) if config.dora else None,
-        bias=_bias(module, len(b), scaling),
+        bias=_bias_of_b(module, len(b), scaling),
+        new_bias=None if module.bias is None else _vector(module.bias, len(b)),
     )
 
 
@@ -232,13 +233,11 @@ def _vector(tensor: RawTensor, length: int) -> NDArray[np.float32]:
     return values
 
 
-def _bias(module: _Module, rows: int, scaling: float) -> NDArray[np.float32] | None:
-    """What is added to the output: the trained bias of the layer, which had none, and that of B."""
-    found = None if module.bias is None else _vector(module.bias, rows)
-    if "lora_B.bias" in module.parts:
-        of_b = _vector(module.parts["lora_B.bias"], rows) * np.float32(scaling)
-        found = of_b if found is None else found + of_b
-    return found
+def _bias_of_b(module: _Module, rows: int, scaling: float) -> NDArray[np.float32] | None:
+    if "lora_B.bias" not in module.parts:
+        return None
+    scaled: NDArray[np.float32] = _vector(module.parts["lora_B.bias"], rows) * np.float32(scaling)
+    return scaled
 
 
 def _only_bias(module: _Module) -> LowRank:
@@ -247,7 +246,7 @@ def _only_bias(module: _Module) -> LowRank:
         raise ModelFileError(f"{module.path}: expected tensors of a linear layer, found others")
     bias = _vector(module.bias, module.bias.shape[-1])
     empty = np.zeros((0, 0), np.float32)
-    return LowRank(module.role, module.layer, empty, empty, 1.0, module.path, bias=bias)
+    return LowRank(module.role, module.layer, empty, empty, 1.0, module.path, new_bias=bias)
 
 
 def _whole(path: str, tensor: RawTensor, config: PeftConfig) -> Replaced:

@@ -43,9 +43,14 @@ PAGE = 4096
 TILE_ROWS = 16
 MAX_BLOB = {"metadata": 64 << 20, "tokenizer": 256 << 20}
 ROLES = {
-    "embedding": 0, "final_norm": 1, "head": 2, "rope_freqs": 3, "attn_norm": 16, "q": 17, "k": 18, "v":
-    19, "o": 20, "ffn_norm": 21, "gate": 22, "up": 23, "down": 24,
+    "embedding": 0, "final_norm": 1, "head": 2, "rope_freqs": 3, "rope_freqs_local": 4, "rope_freqs_long": 5,
+    "attn_norm": 16, "q": 17, "k": 18, "v": 19, "o": 20, "ffn_norm": 21, "gate": 22, "up": 23, "down": 24,
+    "q_bias": 25, "k_bias": 26, "v_bias": 27, "o_bias": 28, "q_norm": 29, "k_norm": 30,
+    "post_attn_norm": 31, "post_ffn_norm": 32,
 }  # fmt: skip
+
+FLAGS = ("tied_head", "qkv_bias", "o_bias", "qk_norm", "post_norms", "gelu", "local_rope", "norm_offset")
+"""Fields of `Spec` by the number of their bit."""
 
 _CHUNK_VALUES = 2 << 20  # values packed at once, 8 MiB as floats
 _MAX_WORKERS = 4
@@ -252,6 +257,7 @@ class _Layout:
 
 
 def _spec_bytes(spec: Spec) -> bytes:
+    """The specification in the lowest version that can say it: older programs read what they can run."""
     counts = (
         spec.n_layers,
         spec.dim,
@@ -263,7 +269,14 @@ def _spec_bytes(spec: Spec) -> bytes:
         spec.context,
     )
     factors = (spec.norm_eps, spec.rope_magnitude, spec.attention_scale)
-    return struct.pack("<10I3fI72x", 1, *counts, spec.rope_dim, *factors, int(spec.tied_head))
+    flags = sum(1 << bit for bit, name in enumerate(FLAGS) if getattr(spec, name))
+    more = struct.pack(
+        "<3f2I16s16s",
+        *(spec.embedding_scale, spec.attn_softcap, spec.logit_softcap, spec.window, spec.long_context),
+        *(sum(1 << i for i in layers).to_bytes(16, "little") for layers in (spec.windowed, spec.unrotated)),
+    )
+    version = 2 if flags > 1 or any(more) else 1
+    return struct.pack("<10I3fI52s20x", version, *counts, spec.rope_dim, *factors, flags, more)
 
 
 def _record(item: Placement, crc: int, weights_offset: int) -> bytes:

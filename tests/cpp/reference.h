@@ -260,6 +260,13 @@ inline std::vector<double> rms_norm(const std::vector<double>& x, const std::vec
 
 inline double silu(double x) { return x / (1 + std::exp(-x)); }
 
+// The tanh form, as GPT-2 has it.
+inline double gelu(double x) {
+  return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+}
+
+inline double soft_cap(double x, double cap) { return cap > 0 ? cap * std::tanh(x / cap) : x; }
+
 // Rotates dimension i of a head with dimension i + angles.size(), for each angle.
 inline void rotate(double* head, const std::vector<double>& angles, double magnitude) {
   const std::size_t half = angles.size();

@@ -329,6 +329,8 @@ TEST(adapters, what_does_not_fit_is_refused_by_name) {
   CHECK_ERROR(replacing({"final_norm", -1, Format::f32, norm.view()}), request,
               "final_norm: expected shape (1, 48), found (1, 47)");
   CHECK_ERROR(replacing({"rope_freqs", -1, Format::f32, norm.view()}), request, "rope_freqs");
+  CHECK_ERROR(replacing({"q_bias", 0, Format::f32, norm.view()}), request,
+              "q_bias of layer 0: expected a tensor of the model, found one that it has not");
   Session session(engine, 10);
   const Stack stack(tiny.shape, 2, {Format::f16}, 4);
   CHECK_ERROR(session.set_adapters(stack.set(other)), request, "expected a set of the session's engine");

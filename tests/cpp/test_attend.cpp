@@ -52,7 +52,8 @@ struct Cache {
 
   // (n_rows, n_heads * head_dim + gap)
   std::vector<float> attend(const Kernels& kernels, const std::vector<float>& q, std::size_t n_rows,
-                            std::size_t n_heads, std::size_t first, std::size_t row_stride) const {
+                            std::size_t n_heads, std::size_t first, std::size_t row_stride, std::size_t window = 0,
+                            float softcap = 0) const {
     std::vector<float> out(q.size(), untouched);
     AttendArgs args{};
     args.q = q.data();
@@ -62,6 +63,8 @@ struct Cache {
     args.n_heads = static_cast<int>(n_heads);
     args.head_dim = static_cast<int>(head_dim);
     args.first_position = static_cast<int>(first);
+    args.window = static_cast<int>(window);
+    args.softcap = softcap;
     args.pages = starts.data();
     args.k_offset = k_offset;
     args.v_offset = v_offset;
@@ -72,21 +75,22 @@ struct Cache {
 
   // One query over the first `n_seen` positions. A score is a sum of head_dim products; an error e in it moves its weight by the
   // factor 1 + e, and the whole distribution by at most twice that. Weights and outputs are sums over n_seen positions, scaled
-  // once a page; e^x is within 2 ulp.
-  void check(const float* q, const float* out, std::size_t n_seen) const {
+  // once a page; e^x is within 2 ulp. A soft cap has a slope of at most 1 and adds six roundings of cap.
+  void check(const float* q, const float* out, std::size_t n_seen, std::size_t window = 0, float softcap = 0) const {
+    const std::size_t begin = window > 0 && n_seen > window ? n_seen - window : 0;
     std::vector<double> scores;
     double score_error = 0;
-    for (std::size_t position = 0; position < n_seen; ++position) {
+    for (std::size_t position = begin; position < n_seen; ++position) {
       reference::Sum score;
       for (std::size_t d = 0; d < head_dim; ++d) score.add(q[d] * keys[position][d]);
-      scores.push_back(score.value);
-      score_error = std::max(score_error, static_cast<double>(head_dim + 3) * u * score.magnitude);
+      scores.push_back(reference::soft_cap(score.value, softcap));
+      score_error = std::max(score_error, static_cast<double>(head_dim + 3) * u * score.magnitude + 6 * u * softcap);
     }
     const std::vector<double> p = reference::softmax(scores);
-    const auto n = static_cast<double>(n_seen);
+    const auto n = static_cast<double>(n_seen - begin + kPagePositions);
     for (std::size_t d = 0; d < head_dim; ++d) {
       reference::Sum sum;
-      for (std::size_t position = 0; position < n_seen; ++position) sum.add(p[position] * values[position][d]);
+      for (std::size_t i = 0; i < p.size(); ++i) sum.add(p[i] * values[begin + i][d]);
       CHECK_NEAR(out[d], sum.value,
                  (2 * score_error + (2 * n + 8 * std::ceil(n / int{kPagePositions}) + 9) * u) * sum.magnitude);
     }
@@ -119,21 +123,50 @@ TEST(attend, matches_softmax) {
   });
 }
 
-// One row at a time gives the same bits as many: prefill in chunks of any size equals decode.
-TEST(attend, a_row_does_not_depend_on_its_neighbours) {
+TEST(attend, sees_only_its_window_and_caps_its_scores) {
   on_every_isa([](const Kernels& kernels) {
+    Random random(15);
+    for (const std::size_t window : {1, 5, 63, 64, 65, 130, 1000}) {
+      for (const float softcap : {0.0f, 0.7f, 50.0f}) {
+        for (const std::size_t first : {0, 60, 63, 64, 127, 200, 300}) {
+          const std::size_t head_dim = 24, n_rows = 1 + random.below(80), n_heads = 1 + random.below(5);
+          const std::size_t stride = n_heads * head_dim;
+          const KvFormat format = random.below(2) ? kKvQ8 : kKvF16;
+          const Cache cache(kernels, random, format, head_dim, first + n_rows);
+          const std::vector<float> q = random.normals(n_rows * stride, 0.6);
+          const std::vector<float> out = cache.attend(kernels, q, n_rows, n_heads, first, stride, window, softcap);
+          for (std::size_t row = 0; row < n_rows; ++row) {
+            for (std::size_t head = 0; head < n_heads; ++head) {
+              const std::size_t at = row * stride + head * head_dim;
+              cache.check(&q[at], &out[at], first + row + 1, window, softcap);
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+// One row at a time gives the same bits as many: prefill in chunks of any size equals decode.
+void check_neighbours(std::size_t window, float softcap) {
+  on_every_isa([&](const Kernels& kernels) {
     Random random(13);
     const std::size_t head_dim = 64, n_heads = 3, n_rows = 150, row_stride = n_heads * head_dim;
     const Cache cache(kernels, random, kKvF16, head_dim, n_rows);
     const std::vector<float> q = random.normals(n_rows * row_stride, 0.4);
-    const std::vector<float> together = cache.attend(kernels, q, n_rows, n_heads, 0, row_stride);
+    const std::vector<float> together = cache.attend(kernels, q, n_rows, n_heads, 0, row_stride, window, softcap);
     for (std::size_t row = 0; row < n_rows; ++row) {
       const std::vector<float> mine(q.begin() + static_cast<std::ptrdiff_t>(row * row_stride),
                                     q.begin() + static_cast<std::ptrdiff_t>((row + 1) * row_stride));
-      const std::vector<float> alone = cache.attend(kernels, mine, 1, n_heads, row, row_stride);
+      const std::vector<float> alone = cache.attend(kernels, mine, 1, n_heads, row, row_stride, window, softcap);
       CHECK(std::equal(alone.begin(), alone.end(), together.begin() + static_cast<std::ptrdiff_t>(row * row_stride)));
     }
   });
+}
+
+TEST(attend, a_row_does_not_depend_on_its_neighbours) {
+  check_neighbours(0, 0);
+  for (const std::size_t window : {2, 64, 90}) check_neighbours(window, 3);
 }
 
 // Scores of ±1000: weights of exactly 0 and 1, and no overflow on the way.

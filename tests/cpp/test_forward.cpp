@@ -15,6 +15,25 @@ namespace {
 const std::vector<Format> all_formats = {Format::q4,   Format::q8m, Format::f16, Format::q4m,
                                          Format::bf16, Format::q8,  Format::f32};
 
+// What families have besides a plain LLaMA: one thing each, then many at once.
+std::vector<tiny::Shape> family_shapes() {
+  std::vector<tiny::Shape> all(9);
+  all[0].qkv_bias = true;
+  all[1].o_bias = true, all[1].dim = 33, all[1].n_heads = 3, all[1].n_kv_heads = 1, all[1].head_dim = 10,
+  all[1].qkv_bias = true, all[1].rope_dim = 4;  // biases that fill no tile
+  all[2].qk_norm = true;
+  all[3].post_norms = true, all[3].gelu = true, all[3].embedding_scale = 6.9f;
+  all[4].attn_softcap = 1.5f, all[4].attention_scale = 1.0f, all[4].logit_softcap = 2.0f;
+  all[5].window = 5, all[5].windowed = {0, 1};
+  all[6].window = 17, all[6].windowed = {0, 2}, all[6].n_layers = 3, all[6].unrotated = {1}, all[6].rope_dim = 4,
+  all[6].rope_magnitude = 1.2f;
+  all[7].window = 20, all[7].windowed = {0}, all[7].local_rope = true, all[7].rope_magnitude = 0.9f;
+  all[8].window = 9, all[8].windowed = {1}, all[8].local_rope = true, all[8].qk_norm = true, all[8].qkv_bias = true,
+  all[8].post_norms = true, all[8].gelu = true, all[8].attn_softcap = 3.0f, all[8].logit_softcap = 4.0f,
+  all[8].embedding_scale = 2.0f, all[8].formats = {Format::q8, Format::f32}, all[8].tied = false;
+  return all;
+}
+
 std::vector<tiny::Shape> shapes() {
   std::vector<tiny::Shape> all(10);
   all[1].n_kv_heads = 6;  // multi-head
@@ -30,6 +49,7 @@ std::vector<tiny::Shape> shapes() {
   all[9].dim = 256, all[9].n_heads = 4, all[9].head_dim = 64, all[9].rope_dim = 64, all[9].n_ff = 512,
   all[9].attention_scale = 0.125f;
   all[9].formats = {Format::q4k, Format::q6k, Format::q5k};
+  for (const tiny::Shape& shape : family_shapes()) all.push_back(shape);
   return all;
 }
 
@@ -152,19 +172,57 @@ TEST(forward, a_vocabulary_of_32001_rows_of_576) {
   });
 }
 
-TEST(forward, bits_do_not_depend_on_threads_or_chunks) {
-  on_every_isa([](const Kernels& kernels) {
+namespace {
+
+void check_threads_and_chunks(const tiny::Shape& shape, std::size_t n_tokens) {
+  on_every_isa([&](const Kernels& kernels) {
     for (const Activations activations : {Activations::int8, Activations::f32}) {
       Random random(4);
-      tiny::Shape shape;
-      shape.formats = all_formats, shape.tied = false;
       const tiny::Model tiny(shape, random.bits());
-      const std::vector<int> tokens = random_tokens(random, 150, shape.n_vocab);
+      const std::vector<int> tokens = random_tokens(random, n_tokens, shape.n_vocab);
       const std::vector<float> expected = Runner(kernels, tiny, activations, 1).run(tokens, 1);
       for (const int threads : {1, 2, 3, 7}) {
         Runner runner(kernels, tiny, activations, threads);
         for (const std::size_t chunk : {1, 7, 64, 65, 512}) CHECK(runner.run(tokens, chunk) == expected);
       }
+    }
+  });
+}
+
+}  // namespace
+
+TEST(forward, bits_do_not_depend_on_threads_or_chunks) {
+  tiny::Shape shape;
+  shape.formats = all_formats, shape.tied = false;
+  check_threads_and_chunks(shape, 150);
+}
+
+// Windows of less than a page, of a page and of more, so that rows of one round begin at different pages.
+TEST(forward, bits_of_windows_and_soft_caps_do_not_depend_on_threads_or_chunks) {
+  for (const std::uint32_t window : {3u, 64u, 100u}) {
+    tiny::Shape shape = family_shapes().back();
+    shape.window = window;
+    check_threads_and_chunks(shape, 210);
+  }
+}
+
+// A sequence made for more positions than long_context rotates by other frequencies, from its first token on.
+TEST(forward, long_sequences_have_frequencies_of_their_own) {
+  tiny::Shape shape;
+  shape.long_context = 40, shape.rope_magnitude = 1.1f, shape.formats = {Format::f32};
+  const tiny::Model tiny(shape, 9);
+  Random random(9);
+  const std::vector<int> tokens = random_tokens(random, 30, shape.n_vocab);
+  on_every_isa([&](const Kernels& kernels) {
+    Runner runner(kernels, tiny, Activations::f32);
+    for (const std::size_t context : {30, 40, 41, 400}) {
+      tiny::Reference reference(tiny, false);
+      reference.long_sequence = context > 40;
+      std::vector<double> expected;
+      for (const int token : tokens)
+        for (const double logit : reference.step(token)) expected.push_back(logit);
+      KvCache cache(runner.model.kv_shape(kKvF16), context);
+      CHECK_NEAR(sorted_errors(runner.run(cache, tokens, 0, 7), expected, shape.n_vocab).back(), 0, 5e-4);
     }
   });
 }

@@ -1,4 +1,4 @@
-// Work on single rows: rms-norm, SwiGLU, rotary embedding, storing keys and values.
+// Work on single rows: rms-norm, SwiGLU, GeGLU, soft caps, rotary embedding, storing keys and values.
 #include <algorithm>
 
 #include "check.h"
@@ -50,13 +50,60 @@ TEST(rows, swiglu) {
   });
 }
 
-TEST(rows, swiglu_passes_on_nan) {
+// As SwiGLU, but that the exponent has six roundings of its own; and what the reference loses where 1 + tanh is near 0.
+TEST(rows, geglu) {
   on_every_isa([](const Kernels& kernels) {
-    for (std::size_t place = 0; place < 16; ++place) {
-      std::vector<float> gate(16, 1.0f), up(16, 1.0f), out(16);
-      gate[place] = NAN;
-      kernels.swiglu(gate.data(), up.data(), 16, out.data());
-      for (std::size_t i = 0; i < 16; ++i) CHECK_EQUAL(std::isnan(out[i]), i == place);
+    Random random(16);
+    for (const std::size_t n : {16, 48, 160, 1536}) {
+      std::vector<float> gate = random.normals(n, std::pow(10.0, random.uniform(-3, 2)));
+      const std::vector<float> up = random.normals(n);
+      gate[0] = 0.0f, gate[1] = -0.0f, gate[2] = 9.0f, gate[3] = -9.0f, gate[4] = 1e30f, gate[5] = -1e30f;
+      std::vector<float> out(n + 1, untouched);
+      kernels.geglu(gate.data(), up.data(), n, out.data());
+      for (std::size_t i = 0; i < n; ++i) {
+        const double g = gate[i], expected = reference::gelu(g) * up[i];
+        const double exponent = std::min(88.0, 1.6 * std::abs(g + 0.045 * g * g * g));
+        CHECK_NEAR(out[i], expected,
+                   (8 + 6 * exponent) * u * std::abs(expected) + std::abs(g * up[i]) * (1e-15 + std::exp(-87.99)));
+      }
+      CHECK_EQUAL(out[n], untouched);
+      std::vector<float> in_place = gate;
+      kernels.geglu(in_place.data(), up.data(), n, in_place.data());
+      for (std::size_t i = 0; i < n; ++i) CHECK_EQUAL(in_place[i], out[i]);
+    }
+  });
+}
+
+TEST(rows, gated_units_pass_on_nan) {
+  on_every_isa([](const Kernels& kernels) {
+    for (const GatedUnit unit : {kernels.swiglu, kernels.geglu}) {
+      for (std::size_t place = 0; place < 16; ++place) {
+        std::vector<float> gate(16, 1.0f), up(16, 1.0f), out(16);
+        gate[place] = NAN;
+        unit(gate.data(), up.data(), 16, out.data());
+        for (std::size_t i = 0; i < 16; ++i) CHECK_EQUAL(std::isnan(out[i]), i == place);
+      }
+    }
+  });
+}
+
+// 1 - 2 / (e^2y + 1): the exponential within 2 ulp and a quotient of its argument, each of which tanh makes smaller, then four
+// roundings of numbers up to 1.
+TEST(rows, soft_cap) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(17);
+    for (const std::size_t n : {1, 5, 16, 64, 301}) {
+      for (const float cap : {0.5f, 30.0f, 50.0f}) {
+        std::vector<float> x = random.normals(n + 1, cap * std::pow(10.0, random.uniform(-2, 2)));
+        x[0] = random.below(2) ? 1e30f : -1e30f;
+        std::vector<float> out = x;
+        kernels.soft_cap(out.data(), n, cap);
+        for (std::size_t i = 0; i < n; ++i) CHECK_NEAR(out[i], reference::soft_cap(x[i], cap), 8 * u * cap);
+        CHECK_EQUAL(out[n], x[n]);
+        x[n - 1] = NAN;
+        kernels.soft_cap(x.data(), n, cap);
+        CHECK(std::isnan(x[n - 1]));
+      }
     }
   });
 }

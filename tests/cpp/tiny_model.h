@@ -54,7 +54,24 @@ struct Shape {
   float norm_eps = 1e-5f, rope_magnitude = 1.0f, attention_scale = 0.35f;
   bool tied = true;
   std::vector<Format> formats = {Format::q4};  // matrices take them in turn
+  // What came with version 2 of the specification; 0 and false are "none".
+  bool qkv_bias = false, o_bias = false, qk_norm = false, post_norms = false, gelu = false, local_rope = false;
+  float embedding_scale = 0, attn_softcap = 0, logit_softcap = 0;
+  std::uint32_t window = 0, long_context = 0;
+  std::vector<std::uint32_t> windowed = {}, unrotated = {};  // layers
+
+  std::uint32_t flags() const {
+    return tied | qkv_bias << 1 | o_bias << 2 | qk_norm << 3 | post_norms << 4 | gelu << 5 | local_rope << 6;
+  }
+  std::uint32_t version() const {
+    const bool numbers = embedding_scale > 0 || attn_softcap > 0 || logit_softcap > 0 || window > 0 || long_context > 0;
+    return flags() > 1 || numbers || !unrotated.empty() ? 2 : 1;
+  }
 };
+
+inline bool contains(const std::vector<std::uint32_t>& layers, std::uint32_t layer) {
+  return std::find(layers.begin(), layers.end(), layer) != layers.end();
+}
 
 struct Tensor {
   std::uint32_t role, layer;
@@ -78,6 +95,8 @@ enum Role : std::uint32_t {
   final_norm,
   head,
   rope_freqs,
+  rope_freqs_local,
+  rope_freqs_long,
   attn_norm = 16,
   q,
   k,
@@ -86,7 +105,15 @@ enum Role : std::uint32_t {
   ffn_norm,
   gate,
   up,
-  down
+  down,
+  q_bias,
+  k_bias,
+  v_bias,
+  o_bias,
+  q_norm,
+  k_norm,
+  post_attn_norm,
+  post_ffn_norm
 };
 inline constexpr std::uint32_t no_layer = 0xFFFFFFFFu;
 
@@ -106,9 +133,25 @@ class Model {
       add_matrix(gate, layer, shape.n_ff, dim);
       add_matrix(up, layer, shape.n_ff, dim);
       add_matrix(down, layer, dim, shape.n_ff);
+      if (shape.qkv_bias) {
+        add_vector(q_bias, layer, random_.normals(q_width, 0.5));
+        add_vector(k_bias, layer, random_.normals(kv_width, 0.5));
+        add_vector(v_bias, layer, random_.normals(kv_width, 0.5));
+      }
+      if (shape.o_bias) add_vector(o_bias, layer, random_.normals(dim, 0.5));
+      if (shape.qk_norm) {
+        add_vector(q_norm, layer, random_norm(shape.head_dim));
+        add_vector(k_norm, layer, random_norm(shape.head_dim));
+      }
+      if (shape.post_norms) {
+        add_vector(post_attn_norm, layer, random_norm(dim));
+        add_vector(post_ffn_norm, layer, random_norm(dim));
+      }
     }
     add_vector(final_norm, no_layer, random_norm(dim));
-    if (shape.rope_dim > 0) add_vector(rope_freqs, no_layer, frequencies());
+    if (shape.rope_dim > 0) add_vector(rope_freqs, no_layer, frequencies(10000));
+    if (shape.local_rope) add_vector(rope_freqs_local, no_layer, frequencies(100));
+    if (shape.long_context > 0) add_vector(rope_freqs_long, no_layer, frequencies(70000));
     if (!shape.tied) add_matrix(head, no_layer, shape.n_vocab, dim);
   }
 
@@ -131,10 +174,10 @@ class Model {
     return values;
   }
 
-  std::vector<float> frequencies() const {
+  std::vector<float> frequencies(double theta) const {
     std::vector<float> values;
     for (std::uint32_t i = 0; i < shape.rope_dim / 2; ++i)
-      values.push_back(static_cast<float>(std::pow(10000.0, -2.0 * i / shape.rope_dim)));
+      values.push_back(static_cast<float>(std::pow(theta, -2.0 * i / shape.rope_dim)));
     return values;
   }
 
@@ -177,13 +220,18 @@ inline std::vector<std::uint8_t> Model::file(const std::string& metadata, const 
   std::copy(metadata.begin(), metadata.end(), &bytes[metadata_at]);
   std::copy(tokenizer.begin(), tokenizer.end(), &bytes[tokenizer_at]);
 
-  const std::uint32_t words[] = {
-      1,          shape.n_layers, shape.dim,     shape.n_heads, shape.n_kv_heads, shape.head_dim,
-      shape.n_ff, shape.n_vocab,  shape.context, shape.rope_dim};
+  const std::uint32_t words[] = {shape.version(), shape.n_layers, shape.dim,     shape.n_heads, shape.n_kv_heads,
+                                 shape.head_dim,  shape.n_ff,     shape.n_vocab, shape.context, shape.rope_dim};
   std::memcpy(&bytes[128], words, sizeof words);
   const float floats[] = {shape.norm_eps, shape.rope_magnitude, shape.attention_scale};
   std::memcpy(&bytes[168], floats, sizeof floats);
-  put<std::uint32_t>(bytes, 180, shape.tied);
+  put<std::uint32_t>(bytes, 180, shape.flags());
+  const float factors[] = {shape.embedding_scale, shape.attn_softcap, shape.logit_softcap};
+  std::memcpy(&bytes[184], factors, sizeof factors);
+  put(bytes, 196, shape.window);
+  put(bytes, 200, shape.long_context);
+  for (const std::uint32_t layer : shape.windowed) bytes[204 + layer / 8] |= static_cast<std::uint8_t>(1 << layer % 8);
+  for (const std::uint32_t layer : shape.unrotated) bytes[220 + layer / 8] |= static_cast<std::uint8_t>(1 << layer % 8);
 
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& tensor = tensors[i];
@@ -230,23 +278,29 @@ class Reference {
       std::function<void(Role role, std::uint32_t layer, const std::vector<double>& x, std::vector<double>& out)>;
   Adapt adapt = [](Role, std::uint32_t, const std::vector<double>&, std::vector<double>&) {};
 
+  bool long_sequence = false;  // made for more positions than the model's long_context
+
   // The logits (n_vocab) after one more token.
   std::vector<double> step(int token) {
     const Shape& s = model_.shape;
     std::vector<double> x = model_.tensor(embedding, no_layer).row(static_cast<std::size_t>(token));
     adapt(embedding, no_layer, {static_cast<double>(token)}, x);
+    if (s.embedding_scale > 0)
+      for (double& value : x) value *= s.embedding_scale;
     for (std::uint32_t layer = 0; layer < s.n_layers; ++layer) {
-      add(x, linear(o, layer, attend(layer, norm(x, attn_norm, layer))));
+      add(x, post(post_attn_norm, layer, linear(o, layer, attend(layer, norm(x, attn_norm, layer)), o_bias)));
       const std::vector<double> h = norm(x, ffn_norm, layer);
       std::vector<double> hidden = linear(gate, layer, h);
       const std::vector<double> ups = linear(up, layer, h);
-      for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i] = reference::silu(hidden[i]) * ups[i];
-      add(x, linear(down, layer, hidden));
+      for (std::size_t i = 0; i < hidden.size(); ++i)
+        hidden[i] = (s.gelu ? reference::gelu(hidden[i]) : reference::silu(hidden[i])) * ups[i];
+      add(x, post(post_ffn_norm, layer, linear(down, layer, hidden)));
     }
     ++position_;
     const Values last = norm(x, final_norm, no_layer);
     Values logits = multiply(model_.tensor(s.tied ? embedding : head, no_layer), last);
     adapt(head, no_layer, last, logits);
+    for (double& value : logits) value = reference::soft_cap(value, s.logit_softcap);
     return logits;
   }
 
@@ -261,10 +315,39 @@ class Reference {
     return reference::rms_norm(x, model_.tensor(role, layer).row(0), model_.shape.norm_eps);
   }
 
-  Values linear(Role role, std::uint32_t layer, const Values& x) const {
+  Values post(Role role, std::uint32_t layer, const Values& x) const {
+    return model_.shape.post_norms ? norm(x, role, layer) : x;
+  }
+
+  Values linear(Role role, std::uint32_t layer, const Values& x, std::uint32_t bias = no_layer) const {
     Values out = multiply(model_.tensor(role, layer), x);
     adapt(role, layer, x, out);
+    if (bias == o_bias ? model_.shape.o_bias : bias != no_layer && model_.shape.qkv_bias)
+      add(out, model_.tensor(bias, layer).row(0));
     return out;
+  }
+
+  void norm_heads(Values& x, Role role, std::uint32_t layer) const {
+    const std::size_t n = model_.shape.head_dim;
+    for (std::size_t at = 0; model_.shape.qk_norm && at < x.size(); at += n) {
+      const auto first = x.begin() + static_cast<std::ptrdiff_t>(at);
+      const Values normed = norm(Values(first, first + static_cast<std::ptrdiff_t>(n)), role, layer);
+      std::copy(normed.begin(), normed.end(), first);
+    }
+  }
+
+  Values angles(std::uint32_t layer) const {
+    const Shape& s = model_.shape;
+    if (s.rope_dim == 0 || contains(s.unrotated, layer)) return {};
+    const bool local = s.local_rope && contains(s.windowed, layer);
+    const Role role = local ? rope_freqs_local : long_sequence ? rope_freqs_long : rope_freqs;
+    Values angles = model_.tensor(role, no_layer).row(0);
+    for (double& angle : angles) angle *= position_;
+    return angles;
+  }
+
+  double magnitude(std::uint32_t layer) const {
+    return model_.shape.local_rope && contains(model_.shape.windowed, layer) ? 1 : model_.shape.rope_magnitude;
   }
 
   Values multiply(const Tensor& weights, const Values& x) const {
@@ -283,12 +366,12 @@ class Reference {
 
   Values attend(std::uint32_t layer, const Values& x) {
     const Shape& s = model_.shape;
-    Values qs = linear(q, layer, x), ks = linear(k, layer, x), vs = linear(v, layer, x);
-    Values angles;
-    for (std::uint32_t i = 0; i < s.rope_dim / 2; ++i)
-      angles.push_back(position_ * model_.tensor(rope_freqs, no_layer).row(0)[i]);
-    for (std::uint32_t h = 0; h < s.n_heads; ++h) reference::rotate(&qs[h * s.head_dim], angles, s.rope_magnitude);
-    for (std::uint32_t h = 0; h < s.n_kv_heads; ++h) reference::rotate(&ks[h * s.head_dim], angles, s.rope_magnitude);
+    Values qs = linear(q, layer, x, q_bias), ks = linear(k, layer, x, k_bias), vs = linear(v, layer, x, v_bias);
+    norm_heads(qs, q_norm, layer);
+    norm_heads(ks, k_norm, layer);
+    const Values turns = angles(layer);
+    for (std::uint32_t h = 0; h < s.n_heads; ++h) reference::rotate(&qs[h * s.head_dim], turns, magnitude(layer));
+    for (std::uint32_t h = 0; h < s.n_kv_heads; ++h) reference::rotate(&ks[h * s.head_dim], turns, magnitude(layer));
     for (Values* stored : {&ks, &vs})
       for (double& value : *stored) value = reference::half_value(reference::nearest_half(value));
     keys_[layer].push_back(ks);
@@ -302,14 +385,18 @@ class Reference {
     const Shape& s = model_.shape;
     const std::size_t at = std::size_t{h} * s.head_dim,
                       kv_at = std::size_t{h / (s.n_heads / s.n_kv_heads)} * s.head_dim;
+    const std::size_t n = keys_[layer].size();
+    const std::size_t first = contains(s.windowed, layer) && n > s.window ? n - s.window : 0;
     Values scores;
-    for (const Values& key : keys_[layer]) {
-      scores.push_back(0);
-      for (std::size_t d = 0; d < s.head_dim; ++d) scores.back() += qs[at + d] * key[kv_at + d] * s.attention_scale;
+    for (std::size_t position = first; position < n; ++position) {
+      double score = 0;
+      for (std::size_t d = 0; d < s.head_dim; ++d)
+        score += qs[at + d] * keys_[layer][position][kv_at + d] * s.attention_scale;
+      scores.push_back(reference::soft_cap(score, s.attn_softcap));
     }
     const Values p = reference::softmax(scores);
-    for (std::size_t position = 0; position < p.size(); ++position)
-      for (std::size_t d = 0; d < s.head_dim; ++d) out[at + d] += p[position] * values_[layer][position][kv_at + d];
+    for (std::size_t i = 0; i < p.size(); ++i)
+      for (std::size_t d = 0; d < s.head_dim; ++d) out[at + d] += p[i] * values_[layer][first + i][kv_at + d];
   }
 
   const Model& model_;

@@ -157,7 +157,7 @@ def setting_cases() -> dict[str, tuple[bytes, str]]:
     nan, inf = float("nan"), float("inf")
     bad: dict[str, tuple[str, Sequence[Any]]] = {
         "general.alignment": ("alignment", [0, 1, 3, 24, 2**31, "32", 32.0, Typed("i32", -32)]),
-        "general.architecture": ("general.architecture", [None, "qwen2", "", 1]),
+        "general.architecture": ("general.architecture", [None, "mamba", "qwen2moe", "", 1]),
         "split.count": ("split.count", [2]),
         "llama.block_count": ("llama.block_count", [None, 0, 1025, 2**31, Typed("i32", -1), 1.0, "1", [1]]),
         "llama.embedding_length": ("llama|token_embd", [None, 0, 33, 64, 2**31, Typed("u64", 2**63)]),
@@ -168,12 +168,12 @@ def setting_cases() -> dict[str, tuple[bytes, str]]:
         "llama.attention.layer_norm_rms_epsilon": ("eps", [None, nan, -1.0, inf, 1.0, "1e-5"]),
         "llama.rope.freq_base": ("rope", [nan, 0.0, -1.0, inf, "1e4"]),
         "llama.rope.dimension_count": ("rope", [3, 10, 2**31]),
-        "llama.rope.scaling.type": ("rope.scaling.type", ["yarn", "dynamic", "longrope", "", 1]),
+        "llama.rope.scaling.type": ("rope.scaling", ["yarn", "dynamic", "longrope", "", 1]),
         "llama.rope.scaling.factor": ("factor", [nan, inf, -2.0, "2"]),
         "llama.attention.key_length": ("length|shape|head_dim", [0, 7, 16, 2**31]),
         "llama.attention.value_length": ("value_length", [16]),
         "llama.attention.scale": ("scale", [nan, -1.0, inf]),
-        "llama.attention.sliding_window": ("sliding_window", [4096]),
+        "llama.attention.sliding_window": ("sliding_window", [2**31, Typed("i32", -1), [4096], 1.0]),
         "llama.attention.causal": ("causal", [False]),
         "llama.expert_count": ("expert_count", [8, [8, 8]]),
         "llama.expert_used_count": ("expert_used_count", [2]),
@@ -282,7 +282,8 @@ def _extra_tensor_cases() -> dict[str, tuple[bytes, str]]:
         return Tensor(name, "F32", 0, len(values), struct.pack(f"<{len(values)}f", *values))
 
     extras = {
-        "bias": (vector("blk.0.attn_q.bias", [0.0] * 32), "attn_q.bias"),
+        "bias": (vector("blk.0.attn_q.bias", [0.0] * 32), "attn_k.bias"),
+        "upper_bias": (vector("blk.0.ffn_up.bias", [0.0] * 32), "ffn_up.bias"),
         "router": (vector("blk.0.ffn_gate_inp.weight", [0.0] * 32), "ffn_gate_inp"),
         "rope_factors_short": (vector("rope_freqs.weight", [1.0, 1.0, 1.0]), "rope_freqs"),
         "rope_factors_zero": (vector("rope_freqs.weight", [1.0, 0.0, 1.0, 1.0]), "rope_freqs"),

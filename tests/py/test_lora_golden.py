@@ -134,8 +134,8 @@ def test_a_larger_vocabulary_is_not_attached(base: Made) -> None:
 def test_added_tokens_come_with_their_tokenizer(base: Made, tmp_path: Path) -> None:
     """The folder's tokenizer and chat template become the model's; the base here had none."""
     folder = edited("grown", tmp_path)
-    letters = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
-    vocabulary = letters | {f"<unused{i}>": i for i in range(26, 96)}
+    letters = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz<|>01234")}
+    vocabulary = letters | {f"<unused{i}>": i for i in range(len(letters), 96)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import family_golden
 from probing import run_python
-from pyinfer import _core
+from pyinfer import _core, convert
 from pyinfer.errors import ModelFileError, RequestError
 from reference import gguf, llama, model_bin
 from tiny_models import SHAPES, TYPE_SHAPES, TYPES, Shape
@@ -44,9 +45,8 @@ def test_reader_written_from_the_page_sees_what_the_core_sees(shape: Shape, tiny
         if record.format != "vector":
             unpacked = _core.unpack(record.format, record.data, record.rows, record.cols)
             assert np.array_equal(unpacked.view(np.uint32), record.values().view(np.uint32))
-    numbers = {name: value for name, value in core.spec.items() if name != "tied_head"}
-    assert numbers == {name: page.spec[name] for name in numbers}
-    assert core.spec["tied_head"] == bool(int(page.spec["flags"]) & 1)
+    by_page = {**page.spec, **page.marks, **{flag: page.has(flag) for flag in model_bin.FLAGS}}
+    assert core.spec == {name: by_page[name] for name in core.spec}
     assert (core.metadata(), core.tokenizer()) == (page.metadata, page.tokenizer)
     assert core.file_bytes == page.header["file_bytes"]
 
@@ -204,6 +204,28 @@ def test_random_heads_under_a_right_checksum_never_crash(base: Path) -> None:
         cases.append((with_crc(raw, [(int(at), rng.bytes(1)) for at in places]), None))
     odd = {answer for answer in probe(base, cases) if answer != "opened" and not refused(answer)}
     assert not odd
+
+
+@pytest.fixture(scope="module")
+def featured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of version 2 with most of what families have."""
+    path = tmp_path_factory.mktemp("gemma3") / "model.bin"
+    convert.convert(family_golden.FOLDER / "gemma3", path)
+    return path
+
+
+def test_random_features_under_a_right_checksum_never_crash(featured: Path) -> None:
+    raw, rng = featured.read_bytes(), np.random.default_rng(8)
+    at = model_bin.SPEC_AT
+    assert probe(featured, [([], None)]) == ["opened"] and raw[at] == 2
+    cases = []
+    for _ in range(700):
+        places = rng.choice(range(at + 32, at + 128), rng.integers(1, 3))
+        bits = [(int(place), bytes([raw[place] ^ (1 << int(rng.integers(0, 8)))])) for place in places]
+        cases.append((with_crc(raw, bits), None))
+    answers = probe(featured, cases)
+    assert not {answer for answer in answers if answer != "opened" and not refused(answer)}
+    assert {"opened"} < set(answers)
 
 
 def record(raw: bytes, i: int) -> bytes:

@@ -154,7 +154,8 @@ def rows(title: str) -> dict[str, list[str]]:
 
 def spec(cells: list[str]) -> dict[str, int]:
     names = ("n_layers", "dim", "n_heads", "n_kv_heads", "head_dim", "n_ff", "n_vocab")
-    return {**dict(zip(names, map(int, cells), strict=False)), "tied_head": cells[7] == "yes"}
+    plain = dict.fromkeys(("qkv_bias", "o_bias", "qk_norm", "post_norms"), 0)
+    return {**dict(zip(names, map(int, cells), strict=False)), "tied_head": cells[7] == "yes", **plain}
 
 
 def weights(shape: dict[str, int], kind: str) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gguf_writer import Tensor, TinyLlama, float_bytes, write_gguf, write_llama
 from pyinfer import _core, convert
 from pyinfer.convert.checkpoint import SOURCE_BLOCKS
-from pyinfer.convert.families.llama import half_split_order
+from pyinfer.convert.families.rotary_order import half_split_order
 from pyinfer.convert.metadata import Metadata
 from pyinfer.errors import ModelFileError, RequestError
 

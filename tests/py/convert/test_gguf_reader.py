@@ -155,8 +155,8 @@ def test_linear_scaling_and_factors_become_frequencies(kind: str, tmp_path: Path
 
 def test_unsupported_differs_from_broken(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
-    path.write_bytes(hostile_gguf.set_keys({"general.architecture": "qwen2"}).pack())
-    with pytest.raises(UnsupportedError, match="expected one of llama, found 'qwen2'"):
+    path.write_bytes(hostile_gguf.set_keys({"general.architecture": "mamba"}).pack())
+    with pytest.raises(UnsupportedError, match=r"expected one of llama, qwen2, .*, found 'mamba'"):
         convert.open_source(path)
 
 

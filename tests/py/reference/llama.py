@@ -2,7 +2,8 @@
 
 y = x / sqrt(mean(x^2) + eps) * g; q, k rotate in interleaved pairs (2i, 2i + 1) as GGUF stores them; attention is
 softmax(q k^T / sqrt(head_dim)) v with n_heads / n_kv_heads query heads a key head; the feed-forward layer is
-down(silu(gate(x)) * up(x)). `Rounding` adds the two approximations that the engine makes on purpose, one at a time.
+down(silu(gate(x)) * up(x)). `Features` are what families add to that. `Rounding` adds the two approximations
+that the engine makes on purpose, one at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .gguf import Gguf, Tensor
-from .model_bin import ModelBin, Record
+from .model_bin import FLAGS, ModelBin, Record
 
 Doubles = NDArray[np.float64]
 FLOAT32_ROUNDING = 2.0**-24
@@ -32,6 +33,24 @@ class Rounding:
 
 
 @dataclass(frozen=True)
+class Features:
+    """What a family has besides: norms of heads, norms behind blocks, GeGLU, soft caps, windows, other
+    rotations, biases.
+    """
+
+    flags: frozenset[str] = frozenset()  # by their names in model.bin
+    embedding_scale: float = 0.0  # 0: none, here and below
+    attn_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    attention_scale: float = 0.0
+    rope_magnitude: float = 1.0
+    window: int = 0
+    windowed: tuple[int, ...] = ()
+    unrotated: tuple[int, ...] = ()
+    local_frequencies: Doubles | None = None  # of layers with a window
+
+
+@dataclass(frozen=True)
 class Spec:
     """The numbers of one model."""
 
@@ -41,6 +60,7 @@ class Spec:
     head_dim: int
     rope_dim: int
     norm_eps: float
+    features: Features = Features()
 
 
 @dataclass(frozen=True)
@@ -93,6 +113,9 @@ _ROLES = {
     "token_embd": "embedding", "output_norm": "final_norm", "output": "head",
     "attn_norm": "attn_norm", "attn_q": "q", "attn_k": "k", "attn_v": "v", "attn_output": "o",
     "ffn_norm": "ffn_norm", "ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down",
+    "attn_q_norm": "q_norm", "attn_k_norm": "k_norm", "post_attention_norm": "post_attn_norm",
+    "post_ffw_norm": "post_ffn_norm", "attn_q_bias": "q_bias", "attn_k_bias": "k_bias", "attn_v_bias": "v_bias",
+    "attn_output_bias": "o_bias",
 }  # fmt: skip
 
 
@@ -100,7 +123,9 @@ def from_model_bin(file: ModelBin) -> Weights:
     """The model of a model.bin: q and k rows go back from half-split to interleaved order."""
     s = file.spec
     spec = Spec(
-        *(int(s[n]) for n in ("n_layers", "n_heads", "n_kv_heads", "head_dim", "rope_dim")), s["norm_eps"]
+        *(int(s[n]) for n in ("n_layers", "n_heads", "n_kv_heads", "head_dim", "rope_dim")),
+        s["norm_eps"],
+        _features(file),
     )
     tied = bool(int(s["flags"]) & 1)
 
@@ -112,11 +137,25 @@ def from_model_bin(file: ModelBin) -> Weights:
     def tensor(name: str) -> NDArray[np.float32]:
         record = stored(name)
         values = record.values()
+        if record.role in ("q_bias", "k_bias", "q_norm", "k_norm"):
+            return interleaved(values.reshape(-1, 1), spec)[:, 0]
         return interleaved(values, spec) if record.role in ("q", "k") else values.squeeze()
 
     frequencies = file.tensor("rope_freqs").values()[0] if spec.rope_dim else np.empty(0)
     return Weights(
         spec, frequencies.astype(np.float64), tensor, lambda name: stored(name).format.startswith("q")
+    )
+
+
+def _features(file: ModelBin) -> Features:
+    numbers = ("embedding_scale", "attn_softcap", "logit_softcap", "attention_scale", "rope_magnitude")
+    local = file.tensor("rope_freqs_local").values()[0] if file.has("local_rope") else None
+    return Features(
+        flags=frozenset(flag for flag in FLAGS if file.has(flag)),
+        window=int(file.spec["window"]),
+        local_frequencies=None if local is None else local.astype(np.float64),
+        **{name: float(file.spec[name]) for name in numbers},
+        **file.marks,
     )
 
 
@@ -173,10 +212,10 @@ def _norm(x: Doubles, gain: Doubles, eps: float) -> Doubles:
     return out
 
 
-def _rotated(x: Doubles, angles: Doubles) -> Doubles:
+def _rotated(x: Doubles, angles: Doubles, magnitude: float = 1.0) -> Doubles:
     """`x` (n, heads, head_dim), its first 2 * pairs dimensions rotated in pairs (2i, 2i + 1) by `angles` (n, pairs)."""
     n_rotating = 2 * angles.shape[1]
-    cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+    cos, sin = magnitude * np.cos(angles)[:, None, :], magnitude * np.sin(angles)[:, None, :]
     even, odd = x[..., 0:n_rotating:2], x[..., 1:n_rotating:2]
     out = x.copy()
     out[..., 0:n_rotating:2] = even * cos - odd * sin
@@ -184,47 +223,81 @@ def _rotated(x: Doubles, angles: Doubles) -> Doubles:
     return out
 
 
-def _attend(q: Doubles, k: Doubles, v: Doubles) -> Doubles:
-    """Causal attention: q (n, heads, d), k and v (n, kv_heads, d) -> (n, heads * d)."""
+def _capped(x: Doubles, cap: float) -> Doubles:
+    return cap * np.tanh(x / cap) if cap else x
+
+
+def _attend(q: Doubles, k: Doubles, v: Doubles, features: Features, window: int) -> Doubles:
+    """Causal attention: q (n, heads, d), k and v (n, kv_heads, d) -> (n, heads * d); `window` 0 sees all."""
     n, n_heads, head_dim = q.shape
     group = n_heads // k.shape[1]
+    scale = features.attention_scale or 1 / np.sqrt(head_dim)
     out = np.empty_like(q)
     for head in range(n_heads):
         keys, values = k[:, head // group], v[:, head // group]
         for first in range(0, n, QUERIES):
             last = min(first + QUERIES, n)
-            scores = q[first:last, head] @ keys[:last].T / np.sqrt(head_dim)
-            scores[np.arange(last)[None, :] > np.arange(first, last)[:, None]] = -np.inf
+            scores = _capped(q[first:last, head] @ keys[:last].T * scale, features.attn_softcap)
+            behind = np.arange(first, last)[:, None] - np.arange(last)[None, :]
+            scores[(behind < 0) | (behind >= (window or n))] = -np.inf
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             out[first:last, head] = weights @ values[:last] / weights.sum(axis=1, keepdims=True)
     return out.reshape(n, n_heads * head_dim)
 
 
-def _attention(machine: _Machine, prefix: str, x: Doubles, angles: Doubles) -> Doubles:
-    head_dim = machine.weights.spec.head_dim
-    projections = machine.linear(x, *(f"{prefix}attn_{name}" for name in "qkv"))
-    q, k, v = (y.reshape(len(x), -1, head_dim) for y in projections)
-    mixed = _attend(_rotated(q, angles), machine.cached(_rotated(k, angles)), machine.cached(v))
-    return machine.linear(mixed, f"{prefix}attn_output")[0]
+def _attention(machine: _Machine, layer: int, x: Doubles, angles: Doubles) -> Doubles:
+    spec, prefix = machine.weights.spec, f"blk.{layer}."
+    features = spec.features
+    window = features.window if layer in features.windowed else 0
+    magnitude = features.rope_magnitude
+    if window and features.local_frequencies is not None:
+        angles, magnitude = np.arange(len(x))[:, None] * features.local_frequencies, 1.0
+    if layer in features.unrotated:
+        angles = angles[:, :0]
+    names = [f"{prefix}attn_{name}" for name in "qkv"]
+    projections = machine.linear(x, *names)
+    if "qkv_bias" in features.flags:
+        projections = [y + machine.values(f"{n}_bias") for y, n in zip(projections, names, strict=True)]
+    q, k, v = (y.reshape(len(x), -1, spec.head_dim) for y in projections)
+    if "qk_norm" in features.flags:
+        q, k = (
+            _norm(y, machine.values(f"{n}_norm"), spec.norm_eps) for y, n in zip((q, k), names, strict=False)
+        )
+    q, k = _rotated(q, angles, magnitude), _rotated(k, angles, magnitude)
+    mixed = machine.linear(
+        _attend(q, machine.cached(k), machine.cached(v), features, window), f"{prefix}attn_output"
+    )[0]
+    return mixed + machine.values(f"{prefix}attn_output_bias") if "o_bias" in features.flags else mixed
 
 
-def _feed_forward(machine: _Machine, prefix: str, x: Doubles) -> Doubles:
+def _feed_forward(machine: _Machine, layer: int, x: Doubles) -> Doubles:
+    prefix = f"blk.{layer}."
     gate, up = machine.linear(x, f"{prefix}ffn_gate", f"{prefix}ffn_up")
-    return machine.linear(gate / (1.0 + np.exp(-gate)) * up, f"{prefix}ffn_down")[0]
+    if "gelu" in machine.weights.spec.features.flags:
+        opened = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    else:
+        opened = gate / (1.0 + np.exp(-gate))
+    return machine.linear(opened * up, f"{prefix}ffn_down")[0]
 
 
 def logits(weights: Weights, tokens: list[int], rounding: Rounding | None = None) -> Doubles:
     """Logits after each token, shape (n_tokens, n_vocab)."""
     machine, spec = _Machine(weights, rounding or Rounding()), weights.spec
     angles = np.arange(len(tokens))[:, None] * weights.frequencies[None, :]
-    x = weights.tensor("token_embd")[tokens].astype(np.float64)
+    x = weights.tensor("token_embd")[tokens].astype(np.float64) * (spec.features.embedding_scale or 1.0)
+
+    def norm(y: Doubles, name: str) -> Doubles:
+        return _norm(y, machine.values(name), spec.norm_eps)
+
+    def behind(y: Doubles, name: str) -> Doubles:
+        return norm(y, name) if "post_norms" in spec.features.flags else y
+
     for layer in range(spec.n_layers):
-        prefix = f"blk.{layer}."
-        x = x + _attention(
-            machine, prefix, _norm(x, machine.values(prefix + "attn_norm"), spec.norm_eps), angles
-        )
-        x = x + _feed_forward(machine, prefix, _norm(x, machine.values(prefix + "ffn_norm"), spec.norm_eps))
-    return machine.linear(_norm(x, machine.values("output_norm"), spec.norm_eps), "output")[0]
+        p = f"blk.{layer}."
+        mixed = _attention(machine, layer, norm(x, f"{p}attn_norm"), angles)
+        x = x + behind(mixed, f"{p}post_attention_norm")
+        x = x + behind(_feed_forward(machine, layer, norm(x, f"{p}ffn_norm")), f"{p}post_ffw_norm")
+    return _capped(machine.linear(norm(x, "output_norm"), "output")[0], spec.features.logit_softcap)
 
 
 def log_softmax(x: Doubles) -> Doubles:

@@ -44,7 +44,14 @@ SPEC_FIELDS = (
     ("rope_magnitude", 44, "f"),
     ("attention_scale", 48, "f"),
     ("flags", 52, "I"),
+    ("embedding_scale", 56, "f"),
+    ("attn_softcap", 60, "f"),
+    ("logit_softcap", 64, "f"),
+    ("window", 68, "I"),
+    ("long_context", 72, "I"),
 )
+FLAGS = ("tied_head", "qkv_bias", "o_bias", "qk_norm", "post_norms", "gelu", "local_rope", "norm_offset")
+MARKS = {"windowed": 76, "unrotated": 92}  # 16 bytes each, bit i of them for layer i
 RECORD_FIELDS = (
     ("role", 0, "I"),
     ("layer", 4, "I"),
@@ -59,8 +66,10 @@ RECORD_FIELDS = (
 HEADER_BYTES, SPEC_BYTES, RECORD_BYTES = 128, 128, 64
 SPEC_AT, TABLE_AT, HEAD_CRC_AT = 128, 256, 124
 ROLES = {
-    0: "embedding", 1: "final_norm", 2: "head", 3: "rope_freqs",
+    0: "embedding", 1: "final_norm", 2: "head", 3: "rope_freqs", 4: "rope_freqs_local", 5: "rope_freqs_long",
     16: "attn_norm", 17: "q", 18: "k", 19: "v", 20: "o", 21: "ffn_norm", 22: "gate", 23: "up", 24: "down",
+    25: "q_bias", 26: "k_bias", 27: "v_bias", 28: "o_bias", 29: "q_norm", 30: "k_norm",
+    31: "post_attn_norm", 32: "post_ffn_norm",
 }  # fmt: skip
 FORMATS = {
     0: "vector", 1: "f32", 2: "f16", 3: "bf16", 4: "q4", 5: "q4m", 6: "q8", 7: "q8m",
@@ -95,6 +104,11 @@ class ModelBin:
     records: tuple[Record, ...]
     metadata: bytes
     tokenizer: bytes
+    marks: dict[str, tuple[int, ...]]  # layers by what marks them
+
+    def has(self, flag: str) -> bool:
+        """Whether a flag is set."""
+        return bool(int(self.spec["flags"]) >> FLAGS.index(flag) & 1)
 
     def tensor(self, role: str, layer: int = -1) -> Record:
         """The record of one (role, layer)."""
@@ -117,7 +131,7 @@ def read(path: str | Path) -> ModelBin:
     header = _fields(raw, 0, HEADER_FIELDS)
     assert header["magic"] == b"PYINFER\0" and header["version"] == 1 and header["file_bytes"] == len(raw)
     assert header["head_crc"] == head_crc(raw)
-    assert raw[112:124] == bytes(12) and raw[SPEC_AT + 56 : TABLE_AT] == bytes(72)
+    assert raw[112:124] == bytes(12) and raw[SPEC_AT + 108 : TABLE_AT] == bytes(20)
     metadata = raw[header["metadata_offset"] :][: header["metadata_bytes"]]
     tokenizer = raw[header["tokenizer_offset"] :][: header["tokenizer_bytes"]]
     assert zlib.crc32(metadata) == header["metadata_crc"] and zlib.crc32(tokenizer) == header["tokenizer_crc"]
@@ -125,7 +139,15 @@ def read(path: str | Path) -> ModelBin:
     assert header["weights_offset"] == -(-tokenizer_end // 4096) * 4096
     assert not any(raw[tokenizer_end : header["weights_offset"]])
     records = _records(raw, header["table_bytes"] // RECORD_BYTES, header["weights_offset"])
-    return ModelBin(dict(header), dict(_fields(raw, SPEC_AT, SPEC_FIELDS)), records, metadata, tokenizer)
+    spec = _fields(raw, SPEC_AT, SPEC_FIELDS)
+    assert spec["spec_version"] in (1, 2) and spec["flags"] < (2, 256)[spec["spec_version"] - 1]
+    assert spec["spec_version"] == 2 or raw[SPEC_AT + 56 : SPEC_AT + 108] == bytes(52)
+    marks = {name: _marked(raw[SPEC_AT + at :][:16]) for name, at in MARKS.items()}
+    return ModelBin(dict(header), dict(spec), records, metadata, tokenizer, marks)
+
+
+def _marked(bits: bytes) -> tuple[int, ...]:
+    return tuple(i for i in range(128) if bits[i // 8] >> i % 8 & 1)
 
 
 def _records(raw: bytes, count: int, start: int) -> tuple[Record, ...]:

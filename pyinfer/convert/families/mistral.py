@@ -1,0 +1,24 @@
+"""Mistral: LLaMA with a window in every layer, where config.json has a sliding_window. In GGUF it is a `llama`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pyinfer.convert.checkpoint import RawTensor
+from pyinfer.convert.families import names
+from pyinfer.convert.families.config import Config
+from pyinfer.convert.families.llama import IGNORED, without_tied_head
+from pyinfer.convert.families.model import Model, assembled
+
+__all__ = ["from_huggingface"]
+
+
+def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) -> Model:
+    """Hugging Face directories of architecture MistralForCausalLM."""
+    config = Config(values, handled=("sliding_window",), taken={"sliding_window": 4096})
+    spec = replace(config.spec(), **config.windows(lambda layer: True))
+    return assembled(
+        spec, without_tied_head(spec, raw), names.HUGGINGFACE, config.rope(spec), ignored=IGNORED
+    )
