@@ -131,7 +131,8 @@ def require_invocable(source: AdapterSource) -> AdapterSource:
         return source
     others = [item.name for item in source.replaced]
     for change in source.changes:
-        if change.role == "embedding" or change.bias is not None or change.magnitude is not None:
+        extra = (change.bias, change.new_bias, change.magnitude)
+        if change.role == "embedding" or any(part is not None for part in extra):
             others.append(change.name)
     if others:
         raise UnsupportedError(
