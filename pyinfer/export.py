@@ -75,6 +75,7 @@ def norm(change: Change) -> float:
 
 
 def _check(stack: Stack) -> None:
+    stack.require_everywhere()
     if stack.replaced:
         raise UnsupportedError(
             f"{stack.replaced[0].role}: a replaced tensor cannot be written as a LoRA; merge the stack instead"

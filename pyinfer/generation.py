@@ -19,7 +19,7 @@ from pyinfer.completion import Chunk, Completion, FinishReason, Timings, TokenLo
 from pyinfer.errors import Cancelled, RequestError
 from pyinfer.sampling import SamplingParams
 from pyinfer.stopping import StopMatcher
-from pyinfer.timeline import BARE, Overlay, Timeline
+from pyinfer.timeline import BARE, Course, Timeline
 
 if TYPE_CHECKING:
     from pyinfer.tokenizer import TextStream, Tokenizer
@@ -48,7 +48,7 @@ class Request:
     processors: tuple[Processor, ...] = ()
     opens: bool = False
     """Whether a text begins with the answer, as a turn of a chat does: a leading space is then the tokenizer's own."""
-    overlay: Overlay = BARE
+    overlay: Course = BARE
     """The adapters to answer with, which whoever takes the timeline puts on it."""
 
 

@@ -22,6 +22,7 @@ from pyinfer.convert.merge import Into, Merged, base_values, merge
 from pyinfer.convert.model_file import open_model_file
 from pyinfer.convert.writer import write_model
 from pyinfer.errors import RequestError
+from pyinfer.growing import grown
 from pyinfer.stack import stacked
 
 __all__ = ["convert_merged", "described", "loaded", "merged"]
@@ -71,7 +72,8 @@ def convert_merged(
     """
     path = Path(source)
     with in_file(path):
-        base = _opened(path)
+        opened = _opened(path)
+    base, weighted = grown(opened, weighted)
     stack = stacked(weighted, base.spec, base_values(base))
     stack.require_mergeable()
     made = merge(base, stack, weights=weights, into=into)

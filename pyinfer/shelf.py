@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from pyinfer import _core, memory
 from pyinfer.errors import RequestError
-from pyinfer.timeline import BARE, Overlay
+from pyinfer.invocation import Active, Invoked
+from pyinfer.timeline import BARE, Course, Overlay
 
 if TYPE_CHECKING:
     from pyinfer.adapters import Adapter, AdapterLike, Adapters, Weighted
@@ -24,14 +25,16 @@ __all__ = ["Shelf", "Stacked"]
 
 MOST_STACKS = 8
 """Packed stacks that are kept for the next request."""
+MOST_INVOKED = 4
+"""Adapters of a stack that may wait for an invocation: which of them apply may change as often within a prompt."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """A list of adapters, packed."""
+    """A list of adapters, packed; `overlay` may change within a prompt."""
 
     weighted: Weighted
-    overlay: Overlay
+    overlay: Course
 
 
 EMPTY = Stacked((), BARE)
@@ -45,7 +48,7 @@ class Shelf:
         self._engine: _core.Engine | None = engine
         self._known: dict[str, Adapter] = {}
         self._by_path: dict[Path, Adapter] = {}
-        self._packed: OrderedDict[tuple[tuple[int, float], ...], Stacked] = OrderedDict()
+        self._packed: OrderedDict[tuple[tuple[int, float], ...], tuple[Weighted, Overlay]] = OrderedDict()
         self._lock = threading.RLock()
         self.default = EMPTY
         """The stack of requests that name none."""
@@ -121,15 +124,38 @@ class Shelf:
         return ", ".join(map(repr, self._known)) or "the name of an adapter, of which none is known,"
 
     def _pack(self, weighted: Weighted) -> Stacked:
+        """A stack, with all that it can need packed, so that what does not fit is told at once."""
+        everywhere = self._overlay(weighted)
+        invocations = tuple(adapter.source.invocation for adapter, _ in weighted)
+        n_invoked = sum(map(bool, invocations))
+        if not n_invoked:
+            return Stacked(weighted, everywhere)
+        if n_invoked > MOST_INVOKED:
+            raise RequestError(
+                f"adapters: expected at most {MOST_INVOKED} with alora_invocation_tokens, found {n_invoked}"
+            )
+
+        def overlay_of(active: Active) -> Overlay:
+            with self._lock:
+                return self._overlay(tuple(pair for pair, on in zip(weighted, active, strict=True) if on))
+
+        course = Invoked(invocations, overlay_of, {(True,) * len(weighted): everywhere})
+        course.overlay(tuple(not invocation for invocation in invocations))
+        return Stacked(weighted, course)
+
+    def _overlay(self, weighted: Weighted) -> Overlay:
+        """All of a list at once, packed now or before."""
+        if not weighted:
+            return BARE
         key = tuple((id(adapter), weight) for adapter, weight in weighted)
         if key not in self._packed:
-            self._packed[key] = self._packed_anew(weighted)
+            self._packed[key] = weighted, self._packed_anew(weighted)
         self._packed.move_to_end(key)
         while len(self._packed) > MOST_STACKS:
             self._packed.popitem(last=False)
-        return self._packed[key]
+        return self._packed[key][1]
 
-    def _packed_anew(self, weighted: Weighted) -> Stacked:
+    def _packed_anew(self, weighted: Weighted) -> Overlay:
         from pyinfer.convert.checkpoint import Spec
         from pyinfer.stack import base_reader, stacked
 
@@ -137,6 +163,6 @@ class Shelf:
             raise RequestError("the model is closed")
         stack = stacked(weighted, Spec(**self._file.spec), base_reader(self._file))
         if not stack.changes and not stack.replaced:
-            return Stacked(weighted, BARE)
+            return BARE
         memory.require(stack.bytes, "a stack of adapters")
-        return Stacked(weighted, Overlay(stack.packed(self._engine)))
+        return Overlay(stack.packed(self._engine))

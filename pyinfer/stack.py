@@ -80,6 +80,8 @@ class Stack:
 
     changes: tuple[Change, ...]
     replaced: tuple[NewTensor, ...]
+    invoked: tuple[str, ...] = ()
+    """Adapters that apply only from some tokens on; the stack is what holds once all of them do."""
 
     @property
     def bytes(self) -> int:
@@ -106,10 +108,19 @@ class Stack:
 
     def require_mergeable(self) -> None:
         """Raises UnsupportedError where the stack is more than other weights."""
+        self.require_everywhere()
         for change in self.changes:
             if change.bias is not None:
                 where = change.role if change.layer == NO_LAYER else f"{change.role} of layer {change.layer}"
                 raise UnsupportedError(f"{where}: the change of a bias cannot be merged; attach the adapter")
+
+    def require_everywhere(self) -> None:
+        """Raises UnsupportedError where the stack does not apply to all tokens."""
+        for name in self.invoked:
+            raise UnsupportedError(
+                f"adapter {name}: alora_invocation_tokens: it applies only from these tokens on, which weights or "
+                "a plain LoRA cannot say; attach the adapter"
+            )
 
     def packed(self, engine: _core.Engine) -> _core.AdapterSet:
         """The stack as the core runs it."""
@@ -166,12 +177,13 @@ def stacked(weighted: Weighted, spec: Spec, base: Base) -> Stack:
     for place, items in changes.items():
         if place in news and any(change.magnitude is not None for change, _ in items):
             raise UnsupportedError(f"{items[0][0].name}: use_dora beside a replaced tensor is not supported")
+    invoked = tuple(adapter.name for adapter, _ in _summed(weighted) if adapter.source.invocation)
     has_bias = role_shapes(spec)
     made = []
     for (role, layer), items in changes.items():
         own = base(f"{role}_bias", layer)[0] if f"{role}_bias" in has_bias else None
         made.append(_change((role, layer), items, base, own))
-    return Stack(tuple(made), replaced)
+    return Stack(tuple(made), replaced, invoked)
 
 
 def _summed(weighted: Weighted) -> Weighted:
@@ -199,6 +211,10 @@ def fitted(source: AdapterSource, spec: Spec, name: str) -> AdapterSource:
         for item in source.replaced:
             _check_replaced(item, shapes, spec)
         _check_layers(source, spec)
+        if max(source.invocation, default=-1) >= spec.n_vocab:
+            raise ModelFileError(
+                f"alora_invocation_tokens: expected tokens below {spec.n_vocab}, found {max(source.invocation)}"
+            )
     except ModelFileError as error:
         raise type(error)(f"adapter {name}: {error}") from None
     if not source.interleaved:
@@ -276,12 +292,12 @@ def _check_replaced(item: Replaced, shapes: Mapping[str, tuple[int, int]], spec:
         if max(item.rows) >= rows:
             raise UnsupportedError(
                 f"{item.name}: expected tokens below {rows}, found {max(item.rows)}; "
-                "a larger vocabulary is not supported"
+                "a larger vocabulary comes with a whole embedding"
             )
         rows = len(item.rows)
     elif found[0] > rows and found[1] == cols and item.role in ("embedding", "head"):
         raise UnsupportedError(
-            f"{item.name}: expected {rows} tokens, found {found[0]}; a larger vocabulary is not supported"
+            f"{item.name}: expected {rows} tokens, found {found[0]}; a larger vocabulary can be merged, not attached"
         )
     if found != (rows, cols):
         raise ModelFileError(f"{item.name}: expected the shape {[rows, cols]}, found {list(found)}")

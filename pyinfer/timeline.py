@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pyinfer import _core
 from pyinfer.errors import Cancelled, ContextFullError, RequestError
 
-__all__ = ["BARE", "Overlay", "Timeline", "require_process"]
+__all__ = ["BARE", "Course", "Overlay", "Timeline", "require_process"]
 
 Rows = Literal["none", "last", "all"]
 T = TypeVar("T")
@@ -34,9 +34,20 @@ class Overlay:
     core: _core.AdapterSet | None
     number: int = field(default_factory=lambda: next(_numbers))
 
+    def spans(self, tokens: Sequence[int]) -> tuple[tuple[int, Overlay], ...]:
+        """The same for all tokens."""
+        return ((0, self),)
+
 
 BARE = Overlay(None)
 """The model as it is."""
+
+
+class Course(Protocol):
+    """Overlays that follow one another within a prompt; an overlay alone is the simplest."""
+
+    def spans(self, tokens: Sequence[int]) -> Sequence[tuple[int, Overlay]]:
+        """(first position, overlay) in ascending order, the first at 0; the last one is also for what follows."""
 
 
 class Timeline:
@@ -50,7 +61,9 @@ class Timeline:
         """Number of the operation that owns the timeline, or owned it last."""
         self._evaluated: list[int] = []
         self._under: list[int] = []  # for each of them, the number of the overlay that it was evaluated with
-        self._overlay = self._wanted = BARE
+        self._overlay = self._ahead = BARE  # what the core has, and what the next step takes
+        self._wanted: Course = BARE
+        self._course: Course = BARE  # the one that _ahead comes from
         self._picked: list[int] = []  # (0 or 1)
         self._in_use = threading.Lock()
         self._switch = (
@@ -131,7 +144,7 @@ class Timeline:
             self._core.close()
         self._core = None
         self._evaluated, self._under, self._picked = [], [], []
-        self._overlay = self._wanted = BARE
+        self._overlay = self._ahead = self._wanted = self._course = BARE
 
     # Tokens: for the owner
 
@@ -140,9 +153,9 @@ class Timeline:
         """All tokens, shape (position,)."""
         return (*self._evaluated, *self._picked)
 
-    def use(self, overlay: Overlay) -> None:
+    def use(self, course: Course) -> None:
         """What every step from the next one on runs with, from any thread. Tokens that are held stay as they are."""
-        self._wanted = overlay
+        self._wanted = course
 
     def truncate(self, position: int) -> None:
         """Forgets all tokens from `position` on."""
@@ -160,11 +173,14 @@ class Timeline:
         """
         if len(tokens) > self.context:
             raise ContextFullError(f"the prompt has {len(tokens)} tokens, the context holds {self.context}")
-        same = _common(self._under, [self._wanted.number] * len(self._under))
-        held = min(same, _common(self._evaluated, tokens), len(tokens) - 1)
+        spans = self._followed(tokens)
+        numbers = [
+            overlay.number for begin, end, overlay in _pieces(spans, len(tokens)) for _ in range(begin, end)
+        ]
+        held = min(_common(self._under, numbers), _common(self._evaluated, tokens), len(tokens) - 1)
         self.truncate(held)
         self._picked = []
-        return held, self._evaluate(tokens[held:], rows)
+        return held, self._evaluate(tokens[held:], rows, spans)
 
     def append(self, tokens: Sequence[int]) -> None:
         """Adds tokens and evaluates them; after an exception the timeline holds what it held before."""
@@ -175,7 +191,7 @@ class Timeline:
         new, start = (*self._picked, *tokens), len(self._evaluated)
         self._picked = []
         try:
-            self._evaluate(new, "none")
+            self._evaluate(new, "none", self._followed((*self._evaluated, *new)))
         except BaseException:
             self.truncate(start)
             self._picked = list(before[start:])
@@ -188,27 +204,50 @@ class Timeline:
     def step(self) -> NDArray[np.float32]:
         """Evaluates the picked token; logits of shape (n_vocab,), valid until the next call."""
         token = self._picked[0]
-        logits = self._run(lambda core: core.step(token))
+        if self._wanted is not self._course:
+            self._followed(self.tokens)
+        logits = self._run(lambda core: core.step(token), self._ahead)
         self._picked = []
         self._under.append(self._overlay.number)
         self._evaluated.append(token)
         return logits
 
-    def _evaluate(self, tokens: Sequence[int], rows: Rows) -> NDArray[np.float32]:
+    def _followed(self, tokens: Sequence[int]) -> Sequence[tuple[int, Overlay]]:
+        """The overlays of these tokens by the course that is wanted now; steps go on with the last one."""
+        course = self._wanted
+        spans = course.spans(tokens)
+        self._course, self._ahead = course, spans[-1][1]
+        return spans
+
+    def _evaluate(
+        self, tokens: Sequence[int], rows: Rows, spans: Sequence[tuple[int, Overlay]]
+    ) -> NDArray[np.float32]:
+        """Evaluates tokens that follow those held, each with the overlay of its position."""
+        start = len(self._evaluated)
+        end = start + len(tokens)
+        found = []
+        for begin, stop, overlay in _pieces(spans, end):
+            if stop > start or stop == end:
+                part = tokens[max(begin, start) - start : stop - start]
+                wanted: Rows = "none" if rows == "last" and stop < end else rows
+                found.append(self._evaluate_under(part, wanted, overlay))
+        found = [logits for logits in found if len(logits)] or found
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _evaluate_under(self, tokens: Sequence[int], rows: Rows, overlay: Overlay) -> NDArray[np.float32]:
         ids = np.asarray(tokens, dtype=np.int32)
         start = len(self._evaluated)
         try:
-            return self._run(lambda core: core.eval(ids, rows))
+            return self._run(lambda core: core.eval(ids, rows), overlay)
         finally:
             done = self._open().position - start
             self._under += [self._overlay.number] * done
             self._evaluated += [int(token) for token in tokens[:done]]
 
-    def _run(self, work: Callable[[_core.Session], T]) -> T:
+    def _run(self, work: Callable[[_core.Session], T], overlay: Overlay) -> T:
         """Runs one step of the core. A cancel that came too late for the last operation does not end this one."""
         core = self._open()
         start = core.position
-        overlay = self._wanted
         if overlay is not self._overlay:
             core.adapters = overlay.core
             self._overlay = overlay
@@ -241,3 +280,10 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
         if left != right:
             return i
     return min(len(a), len(b))
+
+
+def _pieces(spans: Sequence[tuple[int, Overlay]], length: int) -> Iterator[tuple[int, int, Overlay]]:
+    """(begin, end, overlay) of each span of a text of this many tokens."""
+    ends = [*(begin for begin, _ in spans[1:]), length]
+    for (begin, overlay), end in zip(spans, ends, strict=True):
+        yield begin, end, overlay

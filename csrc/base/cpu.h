@@ -1,6 +1,8 @@
 // The processor: what it can execute and how much of it this process may use.
 #pragma once
 
+#include <cstddef>
+
 namespace pyinfer {
 
 // Instruction sets as the kernels group them; see cmake/isas.cmake.
@@ -25,6 +27,15 @@ inline void cpu_pause() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("isb" ::: "memory");
+#endif
+}
+
+// Asks for memory that will be read in about a microsecond; it need not be there.
+inline void cpu_prefetch(const void* from, size_t bytes) {
+#if defined(__GNUC__)
+  for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+#else
+  static_cast<void>(from), static_cast<void>(bytes);
 #endif
 }
 

@@ -63,20 +63,31 @@ void Engine::check(std::span<const BatchItem> items) const {
   }
 }
 
+// Sessions of one stack stand together, so that their rows meet its factors together; the bits of a row are the same in any order.
 std::span<const BatchRow> Engine::rows_of(std::span<const BatchItem> items, const Model& model) {
   size_t n = 0;
-  for (const BatchItem& item : items) {
-    if (&item.session->model() != &model) continue;
-    float* logits = item.logits;
-    for (size_t i = 0; i < item.tokens.size(); ++i) {
-      const bool wanted = logits != nullptr && (item.all_logits || i + 1 == item.tokens.size());
-      rows_[n] = {&item.session->cache_, item.tokens[i], item.session->position_ + i, wanted ? logits : nullptr,
-                  item.session->running_adapters()};
-      check(rows_[n++].token);  // again: the caller's array may have been changed since
-      if (wanted) logits += spec().n_vocab;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const Adapters* adapters = items[i].session->running_adapters();
+    const auto same = [&](const BatchItem& item) { return item.session->running_adapters() == adapters; };
+    if (std::any_of(items.begin(), items.begin() + static_cast<ptrdiff_t>(i), same)) continue;
+    for (const BatchItem& item : items.subspan(i)) {
+      if (same(item) && &item.session->model() == &model) n = add_rows(item, n);
     }
   }
   return {rows_.get(), n};
+}
+
+// Puts the rows of one session at row `n`; returns what comes after them.
+size_t Engine::add_rows(const BatchItem& item, size_t n) {
+  float* logits = item.logits;
+  for (size_t i = 0; i < item.tokens.size(); ++i) {
+    const bool wanted = logits != nullptr && (item.all_logits || i + 1 == item.tokens.size());
+    rows_[n] = {&item.session->cache_, item.tokens[i], item.session->position_ + i, wanted ? logits : nullptr,
+                item.session->running_adapters()};
+    check(rows_[n++].token);  // again: the caller's array may have been changed since
+    if (wanted) logits += spec().n_vocab;
+  }
+  return n;
 }
 
 // The rows of one model: all, unless some sessions' adapters replace tensors.

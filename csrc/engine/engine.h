@@ -58,6 +58,7 @@ class Engine {
   void run(std::span<const BatchItem> items, const Poll& poll);
   void check(std::span<const BatchItem> items) const;
   std::span<const BatchRow> rows_of(std::span<const BatchItem> items, const Model& model);
+  size_t add_rows(const BatchItem& item, size_t n);
   bool pass(std::span<const BatchItem> items, const Model& model, const Poll& poll);
 
   std::shared_ptr<const ModelFile> file_;

@@ -1,7 +1,7 @@
 // Products of packed weight tiles with a panel of activations.
 //
 // int8:  out[r][i] = Σ over runs of  d[i] · scale[r] · (Σ in the run of w · x, in integers)  (+ m[i] · Σ activations)
-// f32:   out[r][i] = Σ over columns c of  value(w[i][c]) · x[r][c], even and odd columns in two sums
+// f32:   out[r][i] = Σ over columns c of  value(w[i][c]) · x[r][c], at fixed places in sums of their own
 //
 // One accumulator a (row, output), blocks in ascending order, whatever the number of rows in the panel: the bits of a row
 // do not depend on its neighbours. `R` rows of the panel meet `S` strips of kLanes weight rows; a tile is 16 / kLanes strips.
@@ -153,32 +153,105 @@ inline void int8_strips(const typename Format::Group* groups, size_t n_groups, i
   }
 }
 
+// Columns whose products are summed at a time, even and odd ones apart. Such sums are added in order. With few rows several are made at
+// once, since each waits for its own last addition; the bits are those of one after the other.
+constexpr size_t kSumCols = 64;
+template <class Format>
+constexpr size_t kSumGroups = Format::kGroupCols < (int)kSumCols ? kSumCols / Format::kGroupCols : 1;
+// How many are made at once.
 template <class Format, int R, int S>
-inline void f32_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const float* x,
-                       F (&sums)[S][R]) {
-  F odd[S][R];
+constexpr int kSumsAtOnce = is_float_format<Format> && R * S <= 2 ? 4 / (R * S) : 1;
+
+// The sums over n_groups groups from each of T places, where the panel's columns stand at x[t].
+template <class Format, int R, int S, int T>
+inline void f32_sums(const typename Format::Group* const (&groups)[T], size_t n_groups, int first_strip,
+                     const float* const (&x)[T], F (&sums)[T][S][R]) {
+  F odd[T][S][R];
   PYINFER_UNROLL
-  for (int s = 0; s < S; ++s) {
-    PYINFER_UNROLL
-    for (int r = 0; r < R; ++r) odd[s][r] = f_zero();
-  }
+  for (int i = 0; i < T * S * R; ++i)
+    sums[i / (S * R)][i / R % S][i % R] = odd[i / (S * R)][i / R % S][i % R] = f_zero();
   for (size_t g = 0; g < n_groups; ++g) {
-    for (int c = 0; c < Format::kGroupCols; c += 2, x += 2 * R) {
+    for (int c = 0; c < Format::kGroupCols; c += 2) {
+      const size_t at = (g * Format::kGroupCols + (size_t)c) * R;
       PYINFER_UNROLL
-      for (int s = 0; s < S; ++s) {
-        const F w0 = column_values<Format>(groups[g], first_strip + s, c);
-        const F w1 = column_values<Format>(groups[g], first_strip + s, c + 1);
+      for (int t = 0; t < T; ++t) {
         PYINFER_UNROLL
-        for (int r = 0; r < R; ++r) sums[s][r] = f_fma(w0, f_set(x[r]), sums[s][r]);
-        PYINFER_UNROLL
-        for (int r = 0; r < R; ++r) odd[s][r] = f_fma(w1, f_set(x[R + r]), odd[s][r]);
+        for (int s = 0; s < S; ++s) {
+          const F w0 = column_values<Format>(groups[t][g], first_strip + s, c);
+          const F w1 = column_values<Format>(groups[t][g], first_strip + s, c + 1);
+          PYINFER_UNROLL
+          for (int r = 0; r < R; ++r) sums[t][s][r] = f_fma(w0, f_set(x[t][at + r]), sums[t][s][r]);
+          PYINFER_UNROLL
+          for (int r = 0; r < R; ++r) odd[t][s][r] = f_fma(w1, f_set(x[t][at + R + r]), odd[t][s][r]);
+        }
       }
     }
   }
   PYINFER_UNROLL
-  for (int s = 0; s < S; ++s) {
+  for (int i = 0; i < T * S * R; ++i) {
+    F& sum = sums[i / (S * R)][i / R % S][i % R];
+    sum = f_add(sum, odd[i / (S * R)][i / R % S][i % R]);
+  }
+}
+
+// Adds the sums from T places of a tile, kSumGroups apart, to `totals`.
+template <class Format, int R, int S, int T>
+inline void f32_add(const typename Format::Group* groups, size_t n_groups, int first_strip, const float* x,
+                    F (&totals)[S][R]) {
+  const typename Format::Group* from[T];
+  const float* columns[T];
+  F sums[T][S][R];
+  PYINFER_UNROLL
+  for (int t = 0; t < T; ++t) {
+    from[t] = groups + (size_t)t * kSumGroups<Format>;
+    columns[t] = x + (size_t)t * kSumGroups<Format> * Format::kGroupCols * R;
+  }
+  f32_sums<Format, R, S, T>(from, n_groups, first_strip, columns, sums);
+  PYINFER_UNROLL
+  for (int i = 0; i < T * S * R; ++i) {
+    F& total = totals[i / R % S][i % R];
+    total = f_add(total, sums[i / (S * R)][i / R % S][i % R]);
+  }
+}
+
+template <class Format, int R, int S>
+inline void f32_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const float* x,
+                       F (&totals)[S][R]) {
+  constexpr size_t kGroups = kSumGroups<Format>;
+  constexpr int T = kSumsAtOnce<Format, R, S>;
+  if (n_groups <= kGroups) {  // one sum, which is the total
+    F sums[1][S][R];
+    f32_sums<Format, R, S, 1>({groups}, n_groups, first_strip, {x}, sums);
     PYINFER_UNROLL
-    for (int r = 0; r < R; ++r) sums[s][r] = f_add(sums[s][r], odd[s][r]);
+    for (int i = 0; i < S * R; ++i) totals[i / R][i % R] = sums[0][i / R][i % R];
+    return;
+  }
+  size_t g = 0;
+  for (; T > 1 && g + T * kGroups <= n_groups; g += T * kGroups)
+    f32_add<Format, R, S, T>(groups + g, kGroups, first_strip, x + g * Format::kGroupCols * R, totals);
+  for (; g < n_groups; g += kGroups) {
+    const size_t n = n_groups - g < kGroups ? n_groups - g : kGroups;
+    f32_add<Format, R, S, 1>(groups + g, n, first_strip, x + g * Format::kGroupCols * R, totals);
+  }
+}
+
+// T tiles at once that are no longer than one sum, as B of an adapter is.
+template <class Format, int R, int S, int T>
+inline void f32_short_tiles(const MatmulArgs& args, size_t tile) {
+  const typename Format::Group* groups[T];
+  const float* x[T];
+  F sums[T][S][R];
+  PYINFER_UNROLL
+  for (int t = 0; t < T; ++t) {
+    groups[t] = (const typename Format::Group*)(args.tiles + (tile + (size_t)t) * args.tile_bytes);
+    x[t] = (const float*)args.panel;
+  }
+  f32_sums<Format, R, S, T>(groups, args.n_groups, 0, x, sums);
+  PYINFER_UNROLL
+  for (int i = 0; i < T * S * R; ++i) {
+    const size_t t = (size_t)(i / (S * R)), s = (size_t)(i / R % S), r = (size_t)(i % R);
+    float* out = args.out + r * args.out_stride + (tile + t) * kTileRows + s * kLanes;
+    f_store(out, args.accumulate ? f_add(f_load(out), sums[t][s][r]) : sums[t][s][r]);
   }
 }
 
@@ -187,7 +260,13 @@ inline void f32_strips(const typename Format::Group* groups, size_t n_groups, in
 template <class Format, bool kInt8, int R>
 void matmul_rows(const MatmulArgs& args) {
   constexpr int S = R * kStrips <= 4 ? kStrips : 1;
-  for (size_t t = 0; t < args.n_tiles; ++t) {
+  size_t t = 0;
+  if constexpr (!kInt8 && S == kStrips && kSumsAtOnce<Format, R, S> > 1) {
+    constexpr int T = kSumsAtOnce<Format, R, S>;
+    for (; args.n_groups <= kSumGroups<Format> && t + T <= args.n_tiles; t += T)
+      f32_short_tiles<Format, R, S, T>(args, t);
+  }
+  for (; t < args.n_tiles; ++t) {
     const auto* groups = (const typename Format::Group*)(args.tiles + t * args.tile_bytes);
     for (int strip = 0; strip < kStrips; strip += S) {
       F sums[S][R];

@@ -156,6 +156,7 @@ void multiply_target(const Workspace& w, const LinearInput& input, const LowRank
     const size_t first = packed.first_row(panel), n_rows = static_cast<size_t>(packed.rows_of(panel));
     float* out = target.out + first * target.stride + begin * kTile;
     const AdaptedTiles tiles{number, first, n_rows, begin, end, out, target.stride};
+    if (packed.n_panels() == 1) low.expect(tiles);
     if (target.accumulate && low.has_gain(number, first, n_rows)) {
       accumulate_scaled(w, low, packed, *target.weights, kind, panel, tiles, thread);
     } else {
@@ -189,6 +190,7 @@ void linear(Workspace& w, const LinearInput& input, std::initializer_list<Linear
   LowRankJob low(w, input);
   const PackedInput packed(w, input, needed[0], needed[1]);
   over_tiles(w, low, packed, n_tiles, bytes, [&](size_t begin, size_t end, int thread) {
+    if (packed.n_panels() == 1) low.expect_next(begin, end, n_tiles);
     size_t first = 0, number = 0;  // the targets' tiles are numbered one after the other
     for (const LinearTarget& target : targets) {
       const size_t last = first + target.weights->n_tiles();
@@ -210,6 +212,11 @@ void linear_gated(Workspace& w, const LinearInput& input, const Matrix& gate, co
              [&](size_t begin, size_t end, int thread) {
                float* gated = own_tile(w, thread, 0);
                float* upped = own_tile(w, thread, 1);
+               if (packed.n_panels() == 1) {
+                 low.expect_next(begin, end, gate.n_tiles());
+                 for (size_t target = 0; target < 2; ++target)
+                   low.expect({target, 0, input.n_rows, begin, end, nullptr, 0});
+               }
                // With one panel several tiles at a time, since a call for one costs as much as its adapters; else the weights of one stay at hand.
                const size_t at_once = packed.n_panels() == 1 ? kCols / kTile : 1;
                for (size_t tile = begin; tile < end; tile += at_once) {

@@ -128,6 +128,22 @@ void LowRankJob::finish(size_t index) {
   n_unfinished_.fetch_sub(1, std::memory_order_release);
 }
 
+void LowRankJob::expect_next(size_t begin, size_t end, size_t n_tiles) const {
+  for (const Piece& piece : input_.pieces) {
+    const Matrix& a = piece.adapters->inputs[input_.number + 1].a;
+    const size_t bytes = a.tiles == nullptr ? 0 : a.n_tiles() * a.tile_bytes, from = bytes * begin / n_tiles;
+    cpu_prefetch(a.tiles + from, bytes * end / n_tiles - from);
+  }
+}
+
+void LowRankJob::expect(const AdaptedTiles& tiles) const {
+  for (const Piece& piece : pieces_in(input_.pieces, tiles.first_row, tiles.n_rows)) {
+    const Matrix& b = adapted(piece).targets[tiles.target].b;
+    const size_t n_tiles = b.tiles == nullptr ? 0 : tiles.end - tiles.begin;
+    cpu_prefetch(b.tiles + tiles.begin * b.tile_bytes, n_tiles * b.tile_bytes);
+  }
+}
+
 void LowRankJob::wait() const {
   for (int spin = 0; n_unfinished_.load(std::memory_order_acquire) != 0; ++spin) cpu_wait(spin);
 }

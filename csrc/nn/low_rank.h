@@ -33,6 +33,11 @@ class LowRankJob {
   // To be called by a thread before its first tiles: makes parts of t until all are taken. Uses the thread's own rows and panels.
   void help(int thread);
 
+  // Ask for memory ahead, as a thread takes tiles [begin, end) of a job's n_tiles: their share of the next input's A, and B of tiles
+  // whose base's product comes first. Both are too short for the processor to see them coming.
+  void expect_next(size_t begin, size_t end, size_t n_tiles) const;
+  void expect(const AdaptedTiles& tiles) const;
+
   // Whether a stack scales the base's product of the target in some of these rows: such a product must not be accumulated at once.
   bool has_gain(size_t target, size_t first_row, size_t n_rows) const;
   // out = gain ⊙ out

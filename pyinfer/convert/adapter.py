@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyinfer import _core
 from pyinfer.convert.checkpoint import FUSED_ROLES, RawTensor
-from pyinfer.errors import ModelFileError
+from pyinfer.errors import ModelFileError, UnsupportedError
 
 LINEAR_ROLES = ("q", "k", "v", "o", "gate", "up", "down", "head", *FUSED_ROLES)
 """Tensors that multiply a vector; adapters may be for several at once, where a family stores them as one."""
@@ -73,6 +73,7 @@ class AdapterSource:
     in_every_layer: frozenset[str] = frozenset()  # roles that it says it changes in all layers of its base
     interleaved: bool = False  # rows of q and k are in interleaved rotary order
     base: str | None = None  # the model it says it was trained on
+    invocation: tuple[int, ...] = ()  # it applies only from the last occurrence of these tokens on
     facts: Mapping[str, str] = field(default_factory=dict)  # what a person may want to know of it
 
     @property
@@ -103,8 +104,11 @@ def read_values(tensor: RawTensor) -> Values:
 
 
 def require_finite(values: Values, name: str) -> None:
-    """Raises ModelFileError where a value is infinite or no number."""
-    if not np.isfinite(as_float(values)).all():
+    """Raises ModelFileError where a value is infinite or no number: such values have all bits of the exponent set."""
+    kinds = {np.dtype(np.float32): (np.uint32, 0x7F800000), np.dtype(np.float16): (np.uint16, 0x7C00)}
+    bits, exponent = kinds.get(values.dtype, (np.uint16, 0x7F80))
+    found = np.ascontiguousarray(values).view(bits)
+    if ((found & bits(exponent)) == exponent).any():
         raise ModelFileError(f"{name}: expected finite values, found others")
 
 
@@ -119,3 +123,21 @@ def require_pair(name: str, a: Values, b: Values) -> None:
         raise ModelFileError(
             f"{name}: expected B with {a.shape[0]} columns, the rank that A has rows, found {b.shape[1]}"
         )
+
+
+def require_invocable(source: AdapterSource) -> AdapterSource:
+    """The adapter; raises UnsupportedError where one that waits for its invocation has what would act before."""
+    if not source.invocation:
+        return source
+    others = [item.name for item in source.replaced]
+    for change in source.changes:
+        extra = (change.bias, change.new_bias, change.magnitude)
+        if change.role == "embedding" or any(part is not None for part in extra):
+            others.append(change.name)
+    if others:
+        raise UnsupportedError(
+            f"{others[0]}: expected only changes of linear layers beside alora_invocation_tokens, found more"[
+                :300
+            ]
+        )
+    return source

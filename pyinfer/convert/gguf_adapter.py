@@ -10,13 +10,25 @@ from pathlib import Path
 
 import numpy as np
 
-from pyinfer.convert.adapter import LINEAR_ROLES, AdapterSource, LowRank, read_values, require_pair
+from pyinfer.convert.adapter import (
+    LINEAR_ROLES,
+    AdapterSource,
+    LowRank,
+    read_values,
+    require_invocable,
+    require_pair,
+)
 from pyinfer.convert.checkpoint import RawTensor, in_file
 from pyinfer.convert.families import GGUF, gguf_interleaved, gguf_tensor
 from pyinfer.convert.gguf import MAGIC, GgufFile, KeyValues, read_gguf
+from pyinfer.convert.peft_config import MAX_INVOCATION
 from pyinfer.errors import ModelFileError, UnsupportedError
 
 _SUFFIXES = (".lora_a", ".lora_b")
+_INVOCATION = "adapter.alora.invocation_tokens"
+_KNOWN = (
+    "adapter.type", "adapter.lora.alpha", "adapter.lora.task_name", "adapter.lora.prompt_prefix", _INVOCATION,
+)  # fmt: skip
 
 
 def looks_like(path: Path) -> bool:
@@ -34,14 +46,18 @@ def open_gguf_adapter(path: Path) -> AdapterSource:
         architecture, alpha = _settings(file.keys)
         pairs = _pairs(file)
         changes = tuple(_low_rank(name, pair, architecture, alpha) for name, pair in pairs.items())
-        return AdapterSource(
+        invocation = _invocation(file.keys)
+        invoked = {"invoked by": "tokens " + ", ".join(map(str, invocation))} if invocation else {}
+        source = AdapterSource(
             kind="gguf",
             files=(path,),
             changes=changes,
             interleaved=gguf_interleaved(architecture),
             base=file.keys.text("general.base_model.0.name"),
-            facts={"method": "LoRA", "alpha": f"{alpha:g} over r"},
+            invocation=invocation,
+            facts={"method": "LoRA", "alpha": f"{alpha:g} over r", **invoked},
         )
+        return require_invocable(source)
 
 
 def _settings(keys: KeyValues) -> tuple[str, float]:
@@ -55,14 +71,22 @@ def _settings(keys: KeyValues) -> tuple[str, float]:
             f"general.architecture: expected one of {', '.join(GGUF)}, found {(architecture or 'none')[:64]!r}"
         )
     for key in keys.names():
-        if key.startswith("adapter.") and key not in ("adapter.type", "adapter.lora.alpha"):
-            if key in ("adapter.lora.task_name", "adapter.lora.prompt_prefix"):
-                continue
+        if key.startswith("adapter.") and key not in _KNOWN:
             raise UnsupportedError(f"{key[:100]}: this setting is not supported")
     alpha = keys.number("adapter.lora.alpha")
     if not abs(alpha) < 1e9:
         raise ModelFileError(f"adapter.lora.alpha: expected a number below 1e9, found {alpha}")
     return architecture, alpha
+
+
+def _invocation(keys: KeyValues) -> tuple[int, ...]:
+    """The tokens from which on it applies; none: everywhere."""
+    found = keys.integers(_INVOCATION)
+    if found is None:
+        return ()
+    if not 1 <= len(found) <= MAX_INVOCATION or not all(0 <= int(token) < 1 << 22 for token in found):
+        raise ModelFileError(f"{_INVOCATION}: expected token ids, found {len(found)} numbers of another kind")
+    return tuple(map(int, found))
 
 
 def _pairs(file: GgufFile) -> dict[str, dict[str, RawTensor]]:

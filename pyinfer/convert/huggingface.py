@@ -68,7 +68,7 @@ _TEMPLATES = {"default": "chat_template.jinja", "tool_use": "additional_chat_tem
 """Chat templates by their names, and the files that may hold them."""
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any], name: str = "default") -> str | None:
+def chat_template(folder: Path, settings: Mapping[str, Any], name: str = "default") -> str | None:
     """The file of this template, else the entry of tokenizer_config.json, which may hold several by name."""
     file = folder / _TEMPLATES[name]
     if file.is_file():
@@ -144,8 +144,8 @@ def open_folder(path: Path) -> Checkpoint:
         architecture=architecture,
         name=path.resolve().name,
         licence=_licence(path),
-        chat_template=_chat_template(path, folder.settings),
-        tool_template=_chat_template(path, folder.settings, "tool_use"),
+        chat_template=chat_template(path, folder.settings),
+        tool_template=chat_template(path, folder.settings, "tool_use"),
         spec=model.spec,
         tensors=model.tensors,
         tokenizer=tokenizer,

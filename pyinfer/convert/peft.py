@@ -22,6 +22,7 @@ from pyinfer.convert.adapter import (
     Values,
     as_float,
     read_values,
+    require_invocable,
     require_pair,
 )
 from pyinfer.convert.checkpoint import NO_LAYER, RawTensor, in_file
@@ -33,6 +34,13 @@ from pyinfer.convert.torch_pickle import read_torch
 from pyinfer.errors import ModelFileError, UnsupportedError
 
 CONFIG = "adapter_config.json"
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _FACTOR = re.compile(
@@ -50,9 +58,9 @@ def looks_like(path: Path) -> bool:
     return path.is_dir() and (path / CONFIG).exists()
 
 
-def all_files(path: Path) -> list[Path]:
-    """The files whose content decides what the adapter is."""
-    return [path / CONFIG, _weights(path)]
+def tokenizer_files(path: Path) -> list[Path]:
+    """Files of a tokenizer in the folder: they count where the vocabulary grows."""
+    return [path / name for name in TOKENIZER if (path / name).is_file()]
 
 
 def open_peft(path: Path) -> AdapterSource:
@@ -66,15 +74,17 @@ def open_peft(path: Path) -> AdapterSource:
         changes = tuple(_low_rank(module, config) for module in modules.values() if module.parts)
         biases = tuple(_only_bias(module) for module in modules.values() if not module.parts)
         _check_what_is_missing(modules, replaced, config)
-    return AdapterSource(
-        kind="peft",
-        files=(path / CONFIG, weights),
-        changes=changes + biases,
-        replaced=tuple(replaced),
-        in_every_layer=_in_every_layer(changes, config),
-        base=config.base,
-        facts=_facts(config),
-    )
+        source = AdapterSource(
+            kind="peft",
+            files=(path / CONFIG, weights, *tokenizer_files(path)),
+            changes=changes + biases,
+            replaced=tuple(replaced),
+            in_every_layer=_in_every_layer(changes, config),
+            base=config.base,
+            invocation=config.invocation,
+            facts=_facts(config),
+        )
+        return require_invocable(source)
 
 
 def _weights(path: Path) -> Path:
@@ -96,7 +106,10 @@ def _in_every_layer(changes: tuple[LowRank, ...], config: PeftConfig) -> frozens
 def _facts(config: PeftConfig) -> dict[str, str]:
     kind = "DoRA" if config.dora else "QA-LoRA" if config.qalora_group else "LoRA"
     root = " over the root of r" if config.rslora else " over r"
-    return {"method": kind, "r": str(config.rank), "alpha": f"{config.alpha:g}{root}"}
+    facts = {"method": kind, "r": str(config.rank), "alpha": f"{config.alpha:g}{root}"}
+    if config.invocation:
+        facts["invoked by"] = "tokens " + ", ".join(map(str, config.invocation))
+    return facts
 
 
 @dataclass

@@ -16,6 +16,7 @@ from pyinfer.errors import ModelFileError, UnsupportedError
 MAX_RANK = 65536
 MAX_PATTERNS = 4096
 MAX_PATTERN = 256
+MAX_INVOCATION = 4096
 
 _IGNORED = frozenset({
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
@@ -26,10 +27,9 @@ _IGNORED = frozenset({
 _READ = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
     "layers_to_transform", "fan_in_fan_out", "bias", "lora_bias", "use_dora", "modules_to_save",
-    "trainable_token_indices", "init_lora_weights", "use_qalora", "qalora_group_size",
+    "trainable_token_indices", "init_lora_weights", "use_qalora", "qalora_group_size", "alora_invocation_tokens",
 })  # fmt: skip
 _REFUSED = {
-    "alora_invocation_tokens": "an adapter that begins to act at some tokens is not supported",
     "target_parameters": "changes of parameters outside of linear layers are not supported",
     "layer_replication": "a model with repeated layers is not supported",
     "megatron_config": "layers of Megatron are not supported",
@@ -57,6 +57,7 @@ class PeftConfig:
     saved: tuple[str, ...] = ()
     token_rows: Mapping[str, tuple[int, ...]] | None = None
     qalora_group: int | None = None
+    invocation: tuple[int, ...] = ()
     base: str | None = None
 
     def rank_of(self, path: str) -> int:
@@ -101,6 +102,7 @@ def read_config(values: Mapping[str, Any]) -> PeftConfig:
         qalora_group=_rank("qalora_group_size", values.get("qalora_group_size", 16))
         if _flag(values, "use_qalora")
         else None,
+        invocation=_invocation(values.get("alora_invocation_tokens")),
         base=values["base_model_name_or_path"]
         if isinstance(values.get("base_model_name_or_path"), str)
         else None,
@@ -192,6 +194,14 @@ def _layers(value: object) -> tuple[int, ...] | None:
     found = value if isinstance(value, list) else [value]
     if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in found):
         raise ModelFileError(f"layers_to_transform: expected layer numbers, found {value!r}"[:200])
+    return tuple(found)
+
+
+def _invocation(value: object) -> tuple[int, ...]:
+    found: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+    good = len(found) <= MAX_INVOCATION and all(type(token) is int for token in found)
+    if not good or not all(0 <= token < 1 << 22 for token in found):
+        raise ModelFileError(f"alora_invocation_tokens: expected token ids, found {value!r}"[:200])
     return tuple(found)
 
 

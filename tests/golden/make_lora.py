@@ -41,6 +41,7 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 INVOCATION = [41, 42]
 TOKENS = [1, 17, 5, 93, 41, 42, 8, 8, 60, 3, 95, 29]
+GROWN_TOKENS = [1, 17, 96, 93, 100, 8, 60, 99, 29]
 UNINVOKED = [token for token in TOKENS if token != 42]
 BASE = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -58,6 +59,7 @@ class Recipe:
     save_embeddings: bool = False
     edit: Callable[[Path], None] | None = None
     tokens: tuple[list[int], ...] = field(default_factory=lambda: (TOKENS,))
+    n_vocab: int = BASE["vocab_size"]  # larger: the base's embedding and head are resized first
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,11 @@ RECIPES = (
     Recipe("qalora", lora(2, 4, ["q_proj", "down_proj"], use_qalora=True, qalora_group_size=16)),
     Recipe("pissa", lora(2, 4, ["q_proj"], init_lora_weights="pissa")),
     Recipe("olora", lora(2, 4, ["q_proj"], init_lora_weights="olora")),
+    Recipe("grown", lora(2, 4, ["v_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+           tokens=(GROWN_TOKENS,), n_vocab=101),
+    Recipe("grown_untrained", lora(2, 4, ["v_proj"]), tokens=(GROWN_TOKENS,), n_vocab=101, save_embeddings=True),
+    Recipe("tied_grown", lora(2, 4, ["v_proj"]), base="tied", tokens=(GROWN_TOKENS,), n_vocab=101,
+           save_embeddings=True),
 )  # fmt: skip
 CHANGED_BASE = ("pissa", "olora")
 """Their folders mean nothing without the base that PEFT changed: they must be refused, and have no logits."""
@@ -165,8 +172,8 @@ def make_base() -> None:
     (HERE / "base" / "generation_config.json").unlink()
 
 
-def base(kind: str) -> LlamaForCausalLM:
-    """The base in float32, in one of its three forms."""
+def base(kind: str, n_vocab: int = BASE["vocab_size"]) -> LlamaForCausalLM:
+    """The base in float32, in one of its three forms, with random rows for more tokens than it has."""
     weights = {
         name: values.float() for name, values in load_file(HERE / "base" / "model.safetensors").items()
     }
@@ -183,6 +190,11 @@ def base(kind: str) -> LlamaForCausalLM:
         if name.endswith(".bias"):
             model.get_parameter(name).data.zero_()
     model.tie_weights()
+    if n_vocab != BASE["vocab_size"]:
+        torch.manual_seed(n_vocab)
+        model.resize_token_embeddings(n_vocab, mean_resizing=False)
+        for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+            table.data[BASE["vocab_size"] :] = 0.2 * torch.randn(n_vocab - BASE["vocab_size"], table.shape[1])
     return model
 
 
@@ -211,7 +223,7 @@ def make_adapter(recipe: Recipe, seed: int) -> None:
     """Writes one folder as PEFT does, without its model card."""
     torch.manual_seed(seed)
     model = get_peft_model(
-        base(recipe.base), LoraConfig(task_type="CAUSAL_LM", **copy.deepcopy(recipe.config))
+        base(recipe.base, recipe.n_vocab), LoraConfig(task_type="CAUSAL_LM", **copy.deepcopy(recipe.config))
     )
     if recipe.name not in CHANGED_BASE:
         shake(model)
@@ -228,9 +240,9 @@ def logits(model: torch.nn.Module, tokens: list[int]) -> np.ndarray:
         return model.eval()(input_ids=torch.tensor([tokens])).logits[0].float().numpy()
 
 
-def alone(name: str, kind: str, tokens: list[int]) -> np.ndarray:
+def alone(recipe: Recipe, tokens: list[int]) -> np.ndarray:
     """Logits of one adapter, as PEFT reads its folder."""
-    return logits(PeftModel.from_pretrained(base(kind), HERE / name), tokens)
+    return logits(PeftModel.from_pretrained(base(recipe.base, recipe.n_vocab), HERE / recipe.name), tokens)
 
 
 def stacked(stack: list[tuple[str, float]], tokens: list[int]) -> np.ndarray:
@@ -298,7 +310,7 @@ def main(converter: str) -> None:
         kind = "tied" if recipe.base == "tied" else "untied"
         for i, tokens in enumerate(recipe.tokens):
             case = Case(recipe.name + ("_uninvoked" if i else ""), kind, [(recipe.name, 1.0)], tokens)
-            found.append((case, alone(recipe.name, recipe.base, tokens)))
+            found.append((case, alone(recipe, tokens)))
     for name, stack in STACKS.items():
         found.append((Case(name, "untied", stack, TOKENS), stacked(stack, TOKENS)))
     found.append(

@@ -131,10 +131,24 @@ def _infinite(_: dict[str, Any], values: lw.Tensors) -> None:
     values[f"{Q0}.lora_A.weight"][1, 2] = np.inf
 
 
+def _invoked_bias(config: dict[str, Any], values: lw.Tensors) -> None:
+    config.update(alora_invocation_tokens=[1, 2], lora_bias=True)
+    for name in [name for name in values if name.endswith("lora_B.weight")]:
+        values[name.replace("weight", "bias")] = np.ones(len(values[name]), np.float32)
+
+
+def _invoked_head(config: dict[str, Any], values: lw.Tensors) -> None:
+    config.update(alora_invocation_tokens=[1, 2], modules_to_save=["lm_head"])
+    values["base_model.model.lm_head.weight"] = np.ones((512, 64), np.float32)
+
+
 REFUSED: dict[str, tuple[Change, str]] = {
     "another method": (_set(peft_type="IA3"), "peft_type"),
     "no method": (lambda config, _: config.pop("peft_type") and None, "peft_type"),
-    "invocation tokens": (_set(alora_invocation_tokens=[1, 2]), "alora_invocation_tokens"),
+    "invocation tokens that are no ids": (_set(alora_invocation_tokens=[1, -2]), "alora_invocation_tokens"),
+    "an invocation that is a text": (_set(alora_invocation_tokens="<q>"), "alora_invocation_tokens"),
+    "an invoked adapter with biases": (_invoked_bias, "alora_invocation_tokens"),
+    "an invoked adapter with whole tensors": (_invoked_head, "alora_invocation_tokens"),
     "parameters": (_set(target_parameters=["x"]), "target_parameters"),
     "repeated layers": (_set(layer_replication=[[0, 4]]), "layer_replication"),
     "megatron": (_set(megatron_config={"a": 1}), "megatron_config"),
@@ -244,7 +258,7 @@ def test_scaling_of_gguf_is_alpha_over_rank(tmp_path: Path, alpha: float, scalin
     [
         ({"adapter.type": "vera"}, PAIR, "adapter.type"),
         ({"general.architecture": "gpt2"}, PAIR, "general.architecture"),
-        ({"adapter.alora.invocation_tokens": [1, 2]}, PAIR, "adapter.alora.invocation_tokens"),
+        ({"adapter.alora.invocation_tokens": "<q>"}, PAIR, "adapter.alora.invocation_tokens"),
         ({"adapter.lora.alpha": float("nan")}, PAIR, "adapter.lora.alpha"),
         ({"adapter.lora.alpha": "8"}, PAIR, "adapter.lora.alpha"),
         ({}, PAIR[:1], "expected blk.0.attn_q.weight.lora_b"),

@@ -10,30 +10,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
-from lora_golden import CASES, CHANGED_BASE, FOLDER, Case, base_folder, named
+from lora_golden import CASES, CHANGED_BASE, FOLDER, GROWN, Case, base_folder, named
 from pyinfer import _core, convert, load, merging
 from pyinfer.adapters import Adapter
 from pyinfer.convert.checkpoint import Spec
-from pyinfer.errors import UnsupportedError
+from pyinfer.errors import ModelFileError, UnsupportedError
 from pyinfer.export import export
 from pyinfer.stack import Stack, base_reader, stacked
 from reference import llama, model_bin
 from reference.llama import Rounding, kl
 
-REFUSED = {
-    "alora": "alora_invocation_tokens",
-    **dict.fromkeys(CHANGED_BASE, "init_lora_weights"),
-}
+REFUSED = dict.fromkeys(CHANGED_BASE, "init_lora_weights")
 """Adapters that cannot be honoured, and what the message must name."""
+INVOKED = ("alora", "alora_uninvoked")
+"""Cases of an adapter that applies from some tokens on: their stack changes within the text."""
 BIASED = ("bias_all", "bias_lora_only", "lora_bias")
 EXPORTED = (
     "plain", "one_rank", "rslora", "rank_pattern", "alpha_pattern", "rslora_patterns", "lora_bias", "embedding", "head",
     "tied_embedding", "tied_head", "tied_both", "regex", "float16", "qalora", "stack",
 )  # fmt: skip
 """Cases that one plain LoRA can say."""
-SUPPORTED = [case for case in CASES if not any(name in REFUSED for name, _ in case.stack)]
+SUPPORTED = [case for case in CASES if case.name not in (*INVOKED, *GROWN)]
 MOST_KL = 1e-6  # mean over positions, rounding of the cache to halves included
 TYPICAL_KL = 1e-8  # of a position at which nothing falls between two integers
 INT8 = Rounding(int8_activations=True, f16_cache=True)
@@ -97,6 +98,79 @@ def test_merged_into_float_weights_meets_peft(case: Case, tmp_path: Path) -> Non
     assert kl(case.peft.astype(np.float64), logits(model, (), case.tokens, "f32")).mean() <= MOST_KL
 
 
+@pytest.mark.parametrize("from_model_file", [False, True])
+@pytest.mark.parametrize("name", GROWN)
+def test_a_larger_vocabulary_is_merged(name: str, from_model_file: bool, base: Made, tmp_path: Path) -> None:
+    case = named(name)
+    source = base(case.tied, "f32") if from_model_file else base_folder(tmp_path / "hf", case.tied)
+    weights = None if from_model_file else "f32"
+    merging.convert_merged(source, tmp_path / "made.bin", merging.loaded(case.paths), weights=weights)
+    with load(tmp_path / "made.bin", threads=1, activations="f32") as model:
+        assert model.n_vocab == 101
+        assert kl(case.peft.astype(np.float64), model.logits(case.tokens)).mean() <= MOST_KL
+
+
+@pytest.mark.parametrize("weights", ["q4", "q8", "f16"])
+def test_a_larger_vocabulary_on_a_quantised_base(weights: str, base: Made, tmp_path: Path) -> None:
+    """Rows of new tokens are those of the adapter, whatever the format of the base."""
+    case = named("grown_untrained")
+    merging.convert_merged(base(False, weights), tmp_path / "made.bin", merging.loaded(case.paths))
+    read = base_reader(_core.ModelFile(str(tmp_path / "made.bin")))
+    saved = {item.role: item.values for item in Adapter.load(case.paths[0][0]).source.replaced}
+    for role in ("embedding", "head"):
+        rows = read(role, -1)
+        assert rows.shape == (101, 64)
+        assert np.abs(rows[96:] - saved[role][96:]).max() <= np.abs(saved[role]).max() / 127
+
+
+def test_a_larger_vocabulary_is_not_attached(base: Made) -> None:
+    with (
+        load(base(False, "q8"), threads=1) as model,
+        pytest.raises(UnsupportedError, match="can be merged, not attached"),
+    ):
+        model.add_adapter(FOLDER / "grown")
+
+
+def test_added_tokens_come_with_their_tokenizer(base: Made, tmp_path: Path) -> None:
+    """The folder's tokenizer and chat template become the model's; the base here had none."""
+    folder = edited("grown", tmp_path)
+    letters = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz<|>01234")}
+    vocabulary = letters | {f"<unused{i}>": i for i in range(len(letters), 96)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens([f"<|tool{i}|>" for i in range(5)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for message in messages %}<|tool0|>{{ message.content }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|tool4|>", "chat_template": template}), encoding="utf-8"
+    )
+    merging.convert_merged(base(False, "q8"), tmp_path / "made.bin", merging.loaded([folder]))
+    with load(tmp_path / "made.bin", threads=1) as model:
+        assert model.tokenizer.encode("ab<|tool0|>c", parse_special=True) == [0, 1, 96, 2]
+        assert 100 in model.tokenizer.eos
+        assert model.chat_tokens("ab") == [96, 0, 1]
+        assert len(model.generate("ab", max_tokens=2).tokens) <= 2
+
+
+def test_one_adapter_alone_may_add_tokens(base: Made, tmp_path: Path) -> None:
+    for stack in ([(FOLDER / "grown", 0.5)], [FOLDER / "grown", FOLDER / "grown_untrained"]):
+        with pytest.raises(UnsupportedError, match="one adapter with a larger vocabulary, of weight 1"):
+            merging.convert_merged(base(False, "q8"), tmp_path / "made.bin", merging.loaded(stack))
+    assert not (tmp_path / "made.bin").exists()
+
+
+def test_new_tokens_need_a_head(base: Made, tmp_path: Path) -> None:
+    folder = edited("grown", tmp_path, modules_to_save=["embed_tokens"])
+    values = load_file(folder / "adapter_model.safetensors")
+    save_file(
+        {name: kept for name, kept in values.items() if "lm_head" not in name},
+        folder / "adapter_model.safetensors",
+    )
+    with pytest.raises(ModelFileError, match="expected lm_head with 101 tokens too"):
+        merging.convert_merged(base(False, "q8"), tmp_path / "made.bin", merging.loaded([folder]))
+
+
 @pytest.mark.parametrize("name", BIASED)
 def test_biases_cannot_be_merged(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="bias"):
@@ -112,6 +186,29 @@ def test_exported_as_one_adapter_meets_peft(name: str, base: Made, tmp_path: Pat
     export(stack_of(case.paths, _core.ModelFile(str(model))), tmp_path / "one")
     ours = logits(model, [(tmp_path / "one", 1.0)], case.tokens, "f32")
     assert kl(case.peft.astype(np.float64), ours).mean() <= MOST_KL
+
+
+@pytest.mark.parametrize("name", INVOKED)
+def test_an_invoked_adapter_meets_peft(name: str, base: Made) -> None:
+    """Also with what is held already, and token by token: an invocation is looked for in the whole prompt."""
+    case = named(name)
+    with load(base(False, "f32"), threads=1, activations="f32") as model:
+        ours = model.logits(case.tokens, adapters=[FOLDER / "alora"])
+        bare = model.logits(case.tokens)
+    assert kl(case.peft.astype(np.float64), ours).mean() <= MOST_KL
+    start = case.tokens.index(41) if name == "alora" else len(case.tokens)
+    assert np.array_equal(ours[:start], bare[:start])
+    assert start == len(case.tokens) or not np.allclose(ours[start:], bare[start:])
+
+
+@pytest.mark.parametrize("weights", ["q4", "q8"])
+@pytest.mark.parametrize("name", INVOKED)
+def test_an_invoked_adapter_adds_exactly_to_a_quantised_base(name: str, weights: str, base: Made) -> None:
+    model_file, case = base(False, weights), named(name)
+    dequantised = llama.from_model_bin(model_bin.read(model_file))
+    with load(model_file, threads=1, adapters=[FOLDER / "alora"]) as model:
+        ours = model.logits(case.tokens)
+    assert np.median(kl(case.exact(dequantised, INT8), ours)) <= TYPICAL_KL
 
 
 def test_stack_of_the_api_meets_peft(base: Made) -> None:

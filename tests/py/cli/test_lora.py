@@ -77,7 +77,7 @@ def test_odd_weights_are_wrong_usage(run, stories_model_bin: Path, sql: Path, we
 
 def test_an_adapter_that_cannot_be_honoured_is_one_line(run, stories_model_bin: Path, tmp_path: Path) -> None:
     for path, words in (
-        (FOLDER / "alora", "alora_invocation_tokens"),
+        (FOLDER / "olora", "init_lora_weights"),
         (FOLDER / "pissa", "init_lora_weights"),
         (FOLDER / "plain", "expected"),
         (tmp_path / "nowhere", "or a path"),
