@@ -9,9 +9,6 @@
 #include <utility>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 #if defined(__linux__)
 #include <sched.h>
 #elif defined(__APPLE__)
@@ -21,29 +18,6 @@
 namespace pyinfer {
 
 bool cpu_runs_scalar() { return true; }
-
-#if defined(__x86_64__)
-bool cpu_runs_avx2() {
-  unsigned a = 0, b = 0, c = 0, d = 0;  // Clang 14 has no name for F16C: CPUID leaf 1, bit 29 of ECX
-  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 29 & 1u) != 0;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
-}
-
-bool cpu_runs_avxvnni() {
-  unsigned a = 0, b = 0, c = 0, d = 0;  // GCC 12 has no name for it: CPUID leaf 7.1, bit 4 of EAX
-  return cpu_runs_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1u) != 0;
-}
-
-bool cpu_runs_avx512vnni() {
-  return cpu_runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-#else
-bool cpu_runs_avx2() { return false; }
-bool cpu_runs_avxvnni() { return false; }
-bool cpu_runs_avx512vnni() { return false; }
-#endif
 
 #if defined(__linux__)
 namespace {
@@ -128,7 +102,7 @@ int default_threads() {
   const int fast = sysctl_int("hw.perflevel0.physicalcpu");
   return fast > 0 ? fast : std::max(1, sysctl_int("hw.physicalcpu"));
 }
-#else
+#elif !defined(_WIN32)  // cpu_windows.cpp
 int available_processors() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
 int default_threads() { return available_processors(); }
 #endif
