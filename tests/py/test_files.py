@@ -1,4 +1,4 @@
-"""Locks, positional reads and replacement, for this system's functions and, with stand-ins for what only Windows has, for Windows'."""
+"""Locks, positional reads and replacement: this system's, and Windows' with stand-ins for what only Windows has."""
 
 from __future__ import annotations
 
