@@ -3,7 +3,8 @@
     python tools/build_wheel.py FOLDER     (in an environment with the extra `wheel`)
 
 The C++ library stays a shared one: linked in, Debian 12's asks for a newer C library than all else here does, and
-nearly doubles the core. Wheels for all platforms are built by cibuildwheel, see pyproject.toml; this is the same on one machine.
+nearly doubles the core. Wheels for all platforms are built by cibuildwheel, see pyproject.toml; this is the same on one
+machine.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python tools/try_wheel.py WHEEL [CPU…]
 
 The wheel must answer as tests/wheel/smoke.py demands. For each CPU named, such as Nehalem, it must tell its story on
-that CPU of qemu-x86_64 too: an instruction that the CPU has not ends the program there. Dependencies come as wheels only.
+that CPU of qemu-x86_64 too: an instruction that the CPU has not ends the program there. Dependencies come as wheels
+only.
 """
 
 from __future__ import annotations
