@@ -25,11 +25,9 @@ EXPECTED = ", there was a little girl named Lily. She loved to play outside in t
 def run(*command: str, **environment: str) -> str:
     """Standard output of a command that must succeed, run with nothing in PATH."""
     environment |= {"PATH": "", "HOME": "/"}
-    done = subprocess.run(
-        command, env=environment, cwd=tempfile.gettempdir(), stdout=subprocess.PIPE, text=True
-    )
+    done = subprocess.run(command, env=environment, cwd=tempfile.gettempdir(), capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}")
+        raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}: {done.stdout}{done.stderr}")
     return done.stdout
 
 
