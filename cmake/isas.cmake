@@ -25,7 +25,7 @@ function(pyinfer_isa name)
 endfunction()
 
 pyinfer_isa(scalar)
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+if(PYINFER_ARCHITECTURE STREQUAL "x86_64")
   pyinfer_isa(avx2 -mavx2 -mfma -mf16c)
   pyinfer_isa(avxvnni -mavx2 -mfma -mf16c -mavxvnni)
   pyinfer_isa(avx512vnni -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni)

@@ -79,6 +79,12 @@ def active_isa() -> str:
 def default_threads() -> int:
     """Physical cores within the affinity mask and the cgroup's quota; at least 1."""
 
+def peak_memory() -> int:
+    """Most bytes that this process had in memory at once."""
+
+def available_memory() -> int | None:
+    """Bytes of the machine that can be had without swapping; None on Linux, where control groups count too."""
+
 def packed_bytes(format: str, rows: int, cols: int) -> int:
     """Bytes of a packed matrix of shape (rows, cols)."""
 

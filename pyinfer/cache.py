@@ -10,7 +10,6 @@ Knows files, locks and sizes. Must not know how a model is fetched or converted 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from pyinfer import files
 from pyinfer.errors import PyinferError
 
 __all__ = ["Entry", "add", "entries", "folder", "locked", "named", "remember", "state_file", "write_whole"]
@@ -52,11 +52,12 @@ def folder() -> Path:
 
 
 def _platform_folder() -> Path:
+    windows, mac = os.name == "nt", sys.platform == "darwin"
+    chosen = "" if mac else os.environ.get("LOCALAPPDATA" if windows else "XDG_CACHE_HOME", "")
+    if os.path.isabs(chosen):
+        return Path(chosen)
     try:
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Caches"
-        xdg = os.environ.get("XDG_CACHE_HOME", "")
-        return Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"
+        return Path.home() / ("AppData/Local" if windows else "Library/Caches" if mac else ".cache")
     except RuntimeError as error:
         raise PyinferError("no home folder to put the cache in; set PYINFER_CACHE to a folder") from error
 
@@ -119,7 +120,7 @@ def write_whole(path: Path, text: str) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
-        with open(handle, "w", encoding="utf-8") as file:
+        with open(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
         os.replace(temporary, path)
     except BaseException:
@@ -173,5 +174,5 @@ def _note(path: Path) -> dict[str, str]:
 def locked(key: str) -> Iterator[None]:
     """Holds a lock between processes; the system frees it when its owner dies."""
     with open(_made("models") / f"{_checked(key)}.lock", "a+b") as file:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        files.lock(file.fileno())
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pyinfer import _core
 from pyinfer.errors import MemoryLimitError
 
 __all__ = ["available_bytes", "require"]
@@ -31,7 +32,8 @@ def _mib(bytes_: int) -> str:
 
 
 def _of_machine() -> int | None:
-    return _fields(_MEMINFO, scale=1024).get("MemAvailable:")
+    told = _core.available_memory()
+    return _fields(_MEMINFO, scale=1024).get("MemAvailable:") if told is None else told
 
 
 def _of_cgroups() -> int | None:

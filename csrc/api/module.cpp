@@ -1,8 +1,10 @@
 // The Python module _core: puts the bindings together and turns errors of the core into those of pyinfer/errors.py.
+#include <pybind11/stl.h>
 #include <exception>
 
 #include "api/bind.h"
 #include "base/cpu.h"
+#include "base/process.h"
 #include "kernels/dispatch.h"
 
 namespace pyinfer {
@@ -63,6 +65,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("isas", pyinfer::list_isas);
   m.def("active_isa", [] { return pyinfer::active_kernels().isa; });
   m.def("default_threads", pyinfer::default_threads);
+  m.def("peak_memory", pyinfer::peak_memory);
+  m.def("available_memory", pyinfer::available_memory);
   pyinfer::bind_formats(m);
   pyinfer::bind_model_file(m);
   pyinfer::bind_engine(m);

@@ -1,27 +1,47 @@
 #include "base/anonymous_memory.h"
 
-#include <sys/mman.h>
 #include <string>
 #include <utility>
+#if defined(_WIN32)
+#include <windows.h>
+#else
+#include <sys/mman.h>
+#endif
 
 #include "base/error.h"
 
 namespace pyinfer {
+namespace {
 
-AnonymousMemory::AnonymousMemory(size_t bytes) : size_(bytes) {
-  if (bytes == 0) return;
+#if defined(_WIN32)
+void* obtain(size_t bytes) { return ::VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE); }
+
+void release(void* address, size_t) { ::VirtualFree(address, 0, MEM_RELEASE); }
+#else
+void* obtain(size_t bytes) {
   void* address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (address == MAP_FAILED) {
-    throw Error(ErrorKind::memory, "expected " + std::to_string(bytes) + " bytes of memory, the system refused them");
-  }
+  if (address == MAP_FAILED) return nullptr;
 #if defined(MADV_HUGEPAGE)
   ::madvise(address, bytes, MADV_HUGEPAGE);
 #endif
-  data_ = static_cast<uint8_t*>(address);
+  return address;
+}
+
+void release(void* address, size_t bytes) { ::munmap(address, bytes); }
+#endif
+
+}  // namespace
+
+AnonymousMemory::AnonymousMemory(size_t bytes) : size_(bytes) {
+  if (bytes == 0) return;
+  data_ = static_cast<uint8_t*>(obtain(bytes));
+  if (data_ == nullptr) {
+    throw Error(ErrorKind::memory, "expected " + std::to_string(bytes) + " bytes of memory, the system refused them");
+  }
 }
 
 AnonymousMemory::~AnonymousMemory() {
-  if (data_ != nullptr) ::munmap(data_, size_);
+  if (data_ != nullptr) release(data_, size_);
 }
 
 AnonymousMemory::AnonymousMemory(AnonymousMemory&& other) noexcept

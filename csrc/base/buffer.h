@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -27,7 +26,7 @@ class Buffer {
   explicit Buffer(size_t count) : size_(count) {
     const size_t bytes = round_up(count * sizeof(T), kAlignment);
     if (bytes == 0) return;
-    data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
+    data_.reset(static_cast<T*>(::operator new(bytes, std::align_val_t{kAlignment}, std::nothrow)));
     if (!data_) throw Error(ErrorKind::memory, "cannot allocate " + std::to_string(bytes) + " bytes");
     std::memset(data_.get(), 0, bytes);
   }
@@ -40,7 +39,7 @@ class Buffer {
 
  private:
   struct Free {
-    void operator()(T* p) const { std::free(p); }
+    void operator()(T* p) const { ::operator delete(p, std::align_val_t{kAlignment}); }
   };
   std::unique_ptr<T, Free> data_;
   size_t size_ = 0;

@@ -9,73 +9,15 @@
 #include <utility>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 #if defined(__linux__)
 #include <sched.h>
-#if defined(__aarch64__)
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-#endif
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
 
 namespace pyinfer {
 
-#if defined(__APPLE__)
-namespace {
-int sysctl_int(const char* name) {
-  int value = 0;
-  size_t size = sizeof value;
-  return ::sysctlbyname(name, &value, &size, nullptr, 0) == 0 ? value : 0;
-}
-}  // namespace
-#endif
-
 bool cpu_runs_scalar() { return true; }
-
-#if defined(__x86_64__)
-bool cpu_runs_avx2() {
-  unsigned a = 0, b = 0, c = 0, d = 0;  // Clang 14 has no name for F16C: CPUID leaf 1, bit 29 of ECX
-  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 29 & 1u) != 0;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
-}
-
-bool cpu_runs_avxvnni() {
-  unsigned a = 0, b = 0, c = 0, d = 0;  // GCC 12 has no name for it: CPUID leaf 7.1, bit 4 of EAX
-  return cpu_runs_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1u) != 0;
-}
-
-bool cpu_runs_avx512vnni() {
-  return cpu_runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-#else
-bool cpu_runs_avx2() { return false; }
-bool cpu_runs_avxvnni() { return false; }
-bool cpu_runs_avx512vnni() { return false; }
-#endif
-
-#if defined(__aarch64__) && defined(__linux__)
-bool cpu_runs_neon() { return (::getauxval(AT_HWCAP) & HWCAP_ASIMD) != 0; }
-bool cpu_runs_neon_dotprod() { return cpu_runs_neon() && (::getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
-bool cpu_runs_neon_i8mm() { return cpu_runs_neon_dotprod() && (::getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
-#elif defined(__aarch64__) && defined(__APPLE__)
-bool cpu_runs_neon() { return true; }
-bool cpu_runs_neon_dotprod() { return sysctl_int("hw.optional.arm.FEAT_DotProd") != 0; }
-bool cpu_runs_neon_i8mm() { return cpu_runs_neon_dotprod() && sysctl_int("hw.optional.arm.FEAT_I8MM") != 0; }
-#elif defined(__aarch64__)
-bool cpu_runs_neon() { return true; }
-bool cpu_runs_neon_dotprod() { return false; }
-bool cpu_runs_neon_i8mm() { return false; }
-#else
-bool cpu_runs_neon() { return false; }
-bool cpu_runs_neon_dotprod() { return false; }
-bool cpu_runs_neon_i8mm() { return false; }
-#endif
 
 #if defined(__linux__)
 namespace {
@@ -146,13 +88,21 @@ int default_threads() {
   return cores.empty() ? available_processors() : std::min(within_quota(cores.size()), available_processors());
 }
 #elif defined(__APPLE__)
+namespace {
+int sysctl_int(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return ::sysctlbyname(name, &value, &size, nullptr, 0) == 0 ? value : 0;
+}
+}  // namespace
+
 int available_processors() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 int default_threads() {
   const int fast = sysctl_int("hw.perflevel0.physicalcpu");
   return fast > 0 ? fast : std::max(1, sysctl_int("hw.physicalcpu"));
 }
-#else
+#elif !defined(_WIN32)  // cpu_windows.cpp
 int available_processors() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
 int default_threads() { return available_processors(); }
 #endif

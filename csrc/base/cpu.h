@@ -23,7 +23,7 @@ int default_threads();
 void cpu_wait(int spin);
 
 inline void cpu_pause() {
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("isb" ::: "memory");

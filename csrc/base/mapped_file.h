@@ -9,7 +9,7 @@ namespace pyinfer {
 
 class MappedFile {
  public:
-  // Throws a system error where the file cannot be opened, model_file where it is no regular file or is empty.
+  // `path` is UTF-8. Throws a system error where the file cannot be opened, model_file where it is no regular file or is empty.
   explicit MappedFile(const std::string& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
@@ -26,7 +26,11 @@ class MappedFile {
 
  private:
   std::string path_;
+#if defined(_WIN32)
+  void* file_ = nullptr;  // a handle
+#else
   int descriptor_ = -1;
+#endif
   const uint8_t* data_ = nullptr;
   size_t size_ = 0;
 };

@@ -1,11 +1,11 @@
 #include "base/thread_pool.h"
 
-#include <unistd.h>
 #include <algorithm>
 #include <string>
 
 #include "base/cpu.h"
 #include "base/error.h"
+#include "base/process.h"
 
 namespace pyinfer {
 namespace {
@@ -17,7 +17,7 @@ constexpr int kSpinsCrowded = 50;
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads), process_(static_cast<int>(::getpid())), spins_(kSpins) {
+ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads), process_(process_id()), spins_(kSpins) {
   if (n_threads < 1 || n_threads > kMaxThreads) {
     throw Error(ErrorKind::request,
                 "threads: expected 1 to " + std::to_string(kMaxThreads) + ", found " + std::to_string(n_threads));
@@ -42,7 +42,7 @@ ThreadPool::~ThreadPool() {
   }
 }
 
-bool ThreadPool::alive_here() const { return process_ == static_cast<int>(::getpid()); }
+bool ThreadPool::alive_here() const { return process_ == process_id(); }
 
 void ThreadPool::stop() {
   {

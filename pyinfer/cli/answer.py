@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pyinfer import _core
 from pyinfer.cli import terminal
 
 if TYPE_CHECKING:
@@ -51,11 +51,5 @@ def stats(completion: Completion) -> str:
         ("decode", f"{times.answer_tokens} tokens", f"{times.decode_tokens_per_s:.1f} tokens/s"),
         ("first token", f"{times.time_to_first_token_s:.3f} s", ""),
     ]
-    rows.append(("peak memory", terminal.size(_peak_memory()), ""))
+    rows.append(("peak memory", terminal.size(_core.peak_memory()), ""))
     return terminal.table(rows)
-
-
-def _peak_memory() -> int:
-    """Most bytes this process had in memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinfer import _core
+from pyinfer import _core, files
 from pyinfer.convert.metadata import Metadata
 from pyinfer.errors import ModelFileError, UnsupportedError
 
@@ -317,7 +317,7 @@ def array_tensor(role: str, values: NDArray[np.float32]) -> Tensor:
 
 def open_regular(path: Path) -> int:
     """A descriptor of a regular file; FIFOs, devices and folders are refused without waiting on them."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = files.open_to_read(path)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ModelFileError(f"{path}: expected a regular file, found something else")
@@ -329,7 +329,7 @@ def read_exactly(descriptor: int, offset: int, size: int) -> NDArray[np.uint8]:
     data = np.empty(size, np.uint8)
     view, done = data.data, 0
     while done < size:
-        got = os.preadv(descriptor, [view[done:]], offset + done)
+        got = files.read_at(descriptor, view[done:], offset + done)
         if got == 0:
             raise ModelFileError(
                 f"expected {size} bytes at offset {offset}, found the end of the file after {done}"

@@ -8,7 +8,6 @@ on a few threads and written in order, so memory stays at a few ranges whatever 
 from __future__ import annotations
 
 import errno
-import fcntl
 import math
 import os
 import shutil
@@ -25,7 +24,7 @@ from threading import Event
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinfer import _core
+from pyinfer import _core, files
 from pyinfer.convert.checkpoint import NO_LAYER, Checkpoint, Spec, Tensor, describe
 from pyinfer.convert.identity import checksum
 from pyinfer.convert.landing import VECTOR, Placement, aligned, chosen_weights, groups, place
@@ -165,43 +164,16 @@ def _temporary(output: Path) -> Iterator[_File]:
     Its name is fixed, so a later run takes over what a killed one left; the lock keeps two runs apart.
     """
     path = output.with_name(f".{output.name}.partial")
-    descriptor = _locked(path)
+    descriptor = files.open_locked(path)
     try:
         os.ftruncate(descriptor, 0)
         file = _File(descriptor, output)
         yield file
         file.sync()
-        os.replace(path, output)
     except BaseException:
-        path.unlink(missing_ok=True)
+        files.discard(descriptor, path)
         raise
-    finally:
-        os.close(descriptor)
-    _sync_folder(output.parent)
-
-
-def _locked(path: Path) -> int:
-    """Opens and locks; starts over if another run renamed or removed the file in between."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except BlockingIOError:
-            os.close(descriptor)
-            raise BlockingIOError(
-                errno.EAGAIN, "another conversion is writing this file", str(path)
-            ) from None
-        os.close(descriptor)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.publish(descriptor, path, output)
 
 
 @dataclass(frozen=True)
@@ -215,7 +187,7 @@ class _File:
         view = memoryview(data)
         with self._named():
             while view:
-                done = os.pwrite(self.descriptor, view, offset)
+                done = files.write_at(self.descriptor, view, offset)
                 view, offset = view[done:], offset + done
 
     def sync(self) -> None:

@@ -1,10 +1,12 @@
 // Halves, checksums and buffers: csrc/base without threads.
 #include <cstring>
 
+#include "base/anonymous_memory.h"
 #include "base/buffer.h"
 #include "base/cpu.h"
 #include "base/crc32.h"
 #include "base/half.h"
+#include "base/process.h"
 #include "check.h"
 #include "random.h"
 #include "reference.h"
@@ -110,4 +112,21 @@ TEST(base, processors) {
   CHECK(available_processors() >= 1);
   CHECK(default_threads() >= 1);
   CHECK(default_threads() <= available_processors());
+}
+
+TEST(base, peak_memory_grows_with_what_is_touched) {
+  const std::uint64_t before = peak_memory();
+  constexpr std::size_t bytes = std::size_t{256} << 20;
+  CHECK(before > 0 && before < bytes);
+  const AnonymousMemory memory(bytes);
+  std::memset(memory.data(), 1, bytes);
+  CHECK(peak_memory() >= bytes);
+}
+
+TEST(base, available_memory_is_told_where_python_does_not_ask_for_it) {
+#if defined(__linux__)
+  CHECK(!available_memory().has_value());
+#else
+  CHECK(available_memory().value_or(0) >= std::uint64_t{1} << 20);
+#endif
 }

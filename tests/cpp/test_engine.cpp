@@ -236,14 +236,16 @@ TEST(engine, cancelling_from_another_thread) {
   CHECK(all_logits(session, tokens) == all_logits(expected, tokens));
 }
 
+#if !defined(_WIN32)  // where the system refuses to cut it
 TEST(engine, a_file_cut_while_in_use_is_an_error) {
   const tiny::TemporaryFile path(tiny::Model(tiny::Shape(), 1).file());
   const auto engine = std::make_shared<Engine>(std::make_shared<const ModelFile>(path.path()), 1, Activations::int8);
   Session session(engine, 10);
-  CHECK_EQUAL(::truncate(path.path().c_str(), 4096), 0);
+  std::filesystem::resize_file(path.path(), 4096);
   CHECK_ERROR(session.eval(std::vector<std::int32_t>{1}, nullptr, false, 1, never), model_file, "cut while in use");
   CHECK_EQUAL(session.position(), 0u);
 }
+#endif
 
 TEST(engine, memory_is_told) {
   const auto engine = make_engine();

@@ -33,7 +33,11 @@ TEST(isa, each_can_be_forced_and_no_other) {
   std::vector<std::string> names = {"", "nonsense", "scala", "scalar2", "AVX2"};
   for (const Isa& isa : isas()) names.push_back(isa.name);
   for (const std::string& name : names) {
+#if defined(_WIN32)
+    const std::string command = "set \"PYINFER_ISA=" + name + "\"&\"" + check::program + "\" isa.active_is > NUL";
+#else
     const std::string command = "PYINFER_ISA='" + name + "' " + this_program() + " isa.active_is > /dev/null";
+#endif
     CHECK_EQUAL(std::system(command.c_str()), 0);
   }
 }

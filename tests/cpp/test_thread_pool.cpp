@@ -1,6 +1,8 @@
 // The thread pool: every item once, whatever the numbers; many short jobs; sleep and wake-up; forks.
+#if !defined(_WIN32)
 #include <sys/wait.h>
 #include <unistd.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -98,6 +100,7 @@ TEST(thread_pool, numbers_of_threads_have_limits) {
     CHECK_ERROR(ThreadPool(n), request, "expected 1 to 256, found " + std::to_string(n));
 }
 
+#if !defined(_WIN32)
 // The child of a fork knows that its threads are gone, and gets rid of the pool without waiting for them.
 TEST(thread_pool, a_fork_is_told_apart_and_does_not_hang) {
   for (const bool asleep : {false, true}) {
@@ -118,3 +121,4 @@ TEST(thread_pool, a_fork_is_told_apart_and_does_not_hang) {
     CHECK_EQUAL(misses(*pool, 10, 1), 0);
   }
 }
+#endif

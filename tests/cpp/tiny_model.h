@@ -1,13 +1,12 @@
 // Small random models, written to model.bin by docs/model-file.md alone, and their forward pass in double precision.
 #pragma once
 
-#include <unistd.h>
-
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <string>
 
+#include "base/process.h"
 #include "packed.h"
 #include "random.h"
 #include "reference.h"
@@ -30,11 +29,14 @@ class TemporaryFile {
  public:
   TemporaryFile() {
     static int n = 0;
-    const std::string name = "pyinfer-test-" + std::to_string(::getpid()) + "-" + std::to_string(n++);
+    const std::string name = "pyinfer-test-" + std::to_string(pyinfer::process_id()) + "-" + std::to_string(n++);
     path_ = (std::filesystem::temp_directory_path() / name).string();
   }
   explicit TemporaryFile(const std::vector<std::uint8_t>& bytes) : TemporaryFile() { write(bytes); }
-  ~TemporaryFile() { std::filesystem::remove(path_); }
+  ~TemporaryFile() {
+    std::error_code ignored;
+    std::filesystem::remove(path_, ignored);
+  }
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
 

@@ -1,3 +1,5 @@
+// Linux and macOS. Compiled to nothing elsewhere.
+#if !defined(_WIN32)
 #include "base/mapped_file.h"
 
 #include <fcntl.h>
@@ -61,3 +63,4 @@ void MappedFile::check_whole() const {
 void MappedFile::prefetch() const { ::madvise(const_cast<uint8_t*>(data_), size_, MADV_WILLNEED); }
 
 }  // namespace pyinfer
+#endif

@@ -1,0 +1,75 @@
+"""Linux and macOS. What the functions do is said in `pyinfer/files/__init__.py`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+assert sys.platform != "win32"
+
+import fcntl  # noqa: E402 (type checkers must know the system first)
+
+
+def open_to_read(path: Path) -> int:
+    """Opens a file to read."""
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def read_at(descriptor: int, view: memoryview, offset: int) -> int:
+    """Reads into `view` from `offset` on."""
+    return os.preadv(descriptor, [view], offset)
+
+
+def write_at(descriptor: int, view: memoryview, offset: int) -> int:
+    """Writes `view` from `offset` on."""
+    return os.pwrite(descriptor, view, offset)
+
+
+def lock(descriptor: int) -> None:
+    """Waits for the lock."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def open_locked(path: Path) -> int:
+    """Opens and locks; starts over if another process renamed or removed the file in between."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise BlockingIOError(
+                errno.EAGAIN, "another conversion is writing this file", str(path)
+            ) from None
+        os.close(descriptor)
+
+
+def publish(descriptor: int, temporary: Path, output: Path) -> None:
+    """Renames while the lock is held."""
+    try:
+        os.replace(temporary, output)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    _sync_folder(output.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Makes the rename outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def discard(descriptor: int, temporary: Path) -> None:
+    """Removes while the lock is held."""
+    temporary.unlink(missing_ok=True)
+    os.close(descriptor)
