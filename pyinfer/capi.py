@@ -38,9 +38,7 @@ _WANTED = {"none": 0, "last": 1, "all": 2}
 _KV = {"f16": 0, "q8": 1}
 _ACTIVATIONS = {"int8": 0, "f32": 1}
 _TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
-_SPEC = (
-    "n_layers dim n_heads n_kv_heads head_dim n_ff n_vocab context rope_dim norm_eps rope_magnitude attention_scale"
-)
+_SPEC = "n_layers dim n_heads n_kv_heads head_dim n_ff n_vocab context rope_dim norm_eps rope_magnitude attention_scale"
 _FILES = {"darwin": "libpyinfer.dylib", "win32": "pyinfer.dll"}
 _PYI_SYSTEM = 7
 _ERRORS: dict[int, type[Exception]] = {
@@ -70,9 +68,7 @@ class Library:
         try:
             from cffi import FFI
         except ImportError:
-            raise errors.PyinferError(
-                "pyinfer.capi needs cffi: pip install 'pyinfer[capi]'"
-            ) from None
+            raise errors.PyinferError("pyinfer.capi needs cffi: pip install 'pyinfer[capi]'") from None
         self.path = path
         self.ffi: Any = FFI()
         self.ffi.cdef(declarations(header.read_text(encoding="utf-8")))
@@ -162,7 +158,8 @@ def _first(name: str, folders: list[Path]) -> Path:
 
 def _chosen(name: str, value: str, known: Mapping[str, int]) -> int:
     if value not in known:
-        raise errors.RequestError(f"{name}: expected {' or '.join(known)}, found {value}")
+        *most, last = known
+        raise errors.RequestError(f"{name}: expected {', '.join(most)} or {last}, found {value}")
     return known[value]
 
 
@@ -404,9 +401,7 @@ class Session(_Handle):
         ids = np.ascontiguousarray(np.asarray(tokens), np.int32)
         interrupt = _Interrupt(self._of)
         wanted = _chosen("logits", logits, _WANTED)
-        options = self._of.options(
-            "pyi_eval_options", wanted=wanted, chunk=chunk, poll=interrupt.poll
-        )
+        options = self._of.options("pyi_eval_options", wanted=wanted, chunk=chunk, poll=interrupt.poll)
         n_rows = {"none": 0, "last": min(1, len(ids)), "all": len(ids)}[logits]
         room = np.empty((n_rows if len(ids) <= self.context else 0, self._n_vocab), np.float32)
         given = self._of.ffi.from_buffer("int32_t[]", ids)
@@ -422,7 +417,7 @@ class Session(_Handle):
             raise errors.RequestError(f"token: expected 0 to {self._n_vocab - 1}, found {token}")
         self._of.check(self._of.lib.pyi_session_step(self.handle, token))
         found = self._of.ffi.buffer(self._of.lib.pyi_session_logits(self.handle), 4 * self._n_vocab)
-        return np.frombuffer(found, np.float32).copy()
+        return np.array(np.frombuffer(found, np.float32))
 
     def cancel(self) -> None:
         """Makes a running or the next `eval` or `step` raise Cancelled. From any thread."""
@@ -460,9 +455,7 @@ class Sampler(_Handle):
         biases = fields.pop("logit_bias", None) or {}
         unknown = sorted(fields.keys() - {name for name, _ in of.ffi.typeof("pyi_sampling").fields})
         if unknown:
-            raise errors.RequestError(
-                f"sampling: expected a parameter of SamplingParams, found {unknown[0]}"
-            )
+            raise errors.RequestError(f"sampling: expected a parameter of SamplingParams, found {unknown[0]}")
         table = of.ffi.new("pyi_logit_bias[]", [{"token": t, "bias": b} for t, b in biases.items()])
         options = of.options("pyi_sampling", logit_bias=table, n_logit_bias=len(biases), **fields)
         super().__init__(of, of.open("pyi_sampler_open", "pyi_sampler", n_vocab, options))

@@ -1,4 +1,4 @@
-"""Checks with `nm` that libpyinfer exports the functions that csrc/api/pyinfer.h declares, all of them and nothing else.
+"""Checks with `nm` that libpyinfer exports the functions that csrc/api/pyinfer.h declares, all and nothing else.
 
 Why: a symbol of the core or of the C++ library that leaks out may be taken for, or be replaced by, one of the program
 that loads it; a function that is declared and not exported is found by the first user.
