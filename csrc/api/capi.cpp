@@ -159,8 +159,9 @@ uint32_t pyi_abi_version(void) { return PYI_ABI_VERSION; }
 const char* pyi_version(void) { return PYINFER_VERSION; }
 
 const char* pyi_status_name(pyi_status status) {
-  constexpr const char* names[] = {"PYI_OK",        "PYI_MODEL_FILE", "PYI_UNSUPPORTED", "PYI_REQUEST", "PYI_CONTEXT_FULL",
-                                   "PYI_CANCELLED", "PYI_MEMORY",     "PYI_SYSTEM",      "PYI_INTERNAL"};
+  constexpr const char* names[] = {"PYI_OK",      "PYI_MODEL_FILE",   "PYI_UNSUPPORTED",
+                                   "PYI_REQUEST", "PYI_CONTEXT_FULL", "PYI_CANCELLED",
+                                   "PYI_MEMORY",  "PYI_SYSTEM",       "PYI_INTERNAL"};
   return status >= PYI_OK && status <= PYI_INTERNAL ? names[status] : "unknown";
 }
 

@@ -147,8 +147,7 @@ void give(T value, T* to, size_t size, const char* name) {
 
 inline void check_reserved(int32_t value, const char* name) {
   if (value != 0)
-    throw Error(ErrorKind::unsupported,
-                std::string(name) + ".reserved: expected 0, found " + std::to_string(value));
+    throw Error(ErrorKind::unsupported, std::string(name) + ".reserved: expected 0, found " + std::to_string(value));
 }
 
 KvFormat kv_of(int32_t value);

@@ -30,7 +30,8 @@ AdapterValues values_of(const pyi_values& values, bool floats_only, const std::s
   capi::check_reserved(values.reserved, name.c_str());
   const Format format = type_of(values.type, floats_only, name);
   if (values.rows > kMaxSide || values.cols > kMaxSide)
-    capi::refuse(name, "at most 4294967295 rows and columns", std::to_string(values.rows) + " and " + std::to_string(values.cols));
+    capi::refuse(name, "at most 4294967295 rows and columns",
+                 std::to_string(values.rows) + " and " + std::to_string(values.cols));
   return {format, values.rows, values.cols, static_cast<const uint8_t*>(values.data)};
 }
 

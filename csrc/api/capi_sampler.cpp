@@ -39,15 +39,28 @@ constexpr int kMaxInt = std::numeric_limits<int>::max();
 
 pyi_sampling sampling_defaults() {
   const SamplingParams p;
-  return {sizeof(pyi_sampling), p.seed, nullptr, 0, p.repetition_penalty, p.presence_penalty, p.frequency_penalty,
-          p.penalty_window, p.top_k, p.typical_p, p.top_p, p.min_p, p.temperature, 0};
+  return {sizeof(pyi_sampling),
+          p.seed,
+          nullptr,
+          0,
+          p.repetition_penalty,
+          p.presence_penalty,
+          p.frequency_penalty,
+          p.penalty_window,
+          p.top_k,
+          p.typical_p,
+          p.top_p,
+          p.min_p,
+          p.temperature,
+          0};
 }
 
 SamplingParams params_of(const pyi_sampling& s, uint32_t n_vocab) {
   capi::check_reserved(s.reserved, "pyi_sampling");
   if (s.logit_bias == nullptr && s.n_logit_bias > 0) capi::refuse("logit_bias", "an array", "NULL");
   if (s.n_logit_bias > n_vocab)
-    capi::refuse("n_logit_bias", "at most one for each of " + std::to_string(n_vocab) + " tokens", std::to_string(s.n_logit_bias));
+    capi::refuse("n_logit_bias", "at most one for each of " + std::to_string(n_vocab) + " tokens",
+                 std::to_string(s.n_logit_bias));
   SamplingParams params;
   params.temperature = s.temperature;
   params.top_k = s.top_k;
@@ -59,7 +72,8 @@ SamplingParams params_of(const pyi_sampling& s, uint32_t n_vocab) {
   params.frequency_penalty = s.frequency_penalty;
   params.penalty_window = s.penalty_window;
   params.seed = s.seed;
-  for (size_t i = 0; i < s.n_logit_bias; ++i) params.logit_bias.emplace_back(s.logit_bias[i].token, s.logit_bias[i].bias);
+  for (size_t i = 0; i < s.n_logit_bias; ++i)
+    params.logit_bias.emplace_back(s.logit_bias[i].token, s.logit_bias[i].bias);
   return params;
 }
 

@@ -29,7 +29,8 @@ struct CallersPoll {
 };
 
 size_t session_context(uint64_t asked, size_t limit) {
-  if (asked > limit) capi::refuse("context", "at most the model's limit of " + std::to_string(limit), std::to_string(asked));
+  if (asked > limit)
+    capi::refuse("context", "at most the model's limit of " + std::to_string(limit), std::to_string(asked));
   return asked == 0 ? limit : static_cast<size_t>(asked);
 }
 
@@ -109,8 +110,8 @@ pyi_status pyi_session_open(pyi_model* model, const pyi_session_options* options
   return guarded([&] {
     const auto opened = capi::get(model);
     auto& to = capi::out(session, "session");
-    to = capi::opened<pyi_session>(
-        open_session(*opened, capi::taken(options, kSessionDefaults, "pyi_session_options")));
+    to =
+        capi::opened<pyi_session>(open_session(*opened, capi::taken(options, kSessionDefaults, "pyi_session_options")));
   });
 }
 
@@ -155,8 +156,8 @@ pyi_status pyi_eval_options_init(pyi_eval_options* options, size_t size) {
   return guarded([&] { capi::give(kEvalDefaults, options, size, "pyi_eval_options"); });
 }
 
-pyi_status pyi_session_eval(pyi_session* session, const int32_t* tokens, size_t n_tokens,
-                            const pyi_eval_options* given, float* logits, size_t n_logits) {
+pyi_status pyi_session_eval(pyi_session* session, const int32_t* tokens, size_t n_tokens, const pyi_eval_options* given,
+                            float* logits, size_t n_logits) {
   return guarded([&] {
     const auto opened = capi::get(session);
     const pyi_eval_options options = capi::taken(given, kEvalDefaults, "pyi_eval_options");

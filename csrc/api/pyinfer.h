@@ -97,11 +97,11 @@ enum { PYI_KV_F16 = 0, PYI_KV_Q8 = 1 }; /* keys and values: halves, or bytes wit
 
 typedef struct pyi_model_options {
   size_t size;
-  int32_t threads;        /* 1 ... 256 that work on one step, the caller's included; 0 (default): pyi_default_threads() */
-  int32_t activations;    /* PYI_INT8 (default) or PYI_FLOAT32 */
+  int32_t threads;     /* 1 ... 256 that work on one step, the caller's included; 0 (default): pyi_default_threads() */
+  int32_t activations; /* PYI_INT8 (default) or PYI_FLOAT32 */
   uint64_t context_limit; /* tokens that a session may hold at most; 0 (default): what the model was trained for */
-  int32_t prefetch;       /* 1 (default): the system reads the whole file ahead, in the background; 0: as it is needed */
-  int32_t kv;             /* PYI_KV_F16 (default) or PYI_KV_Q8, for sessions that do not choose */
+  int32_t prefetch; /* 1 (default): the system reads the whole file ahead, in the background; 0: as it is needed */
+  int32_t kv;       /* PYI_KV_F16 (default) or PYI_KV_Q8, for sessions that do not choose */
 } pyi_model_options;
 
 PYI_API pyi_status pyi_model_options_init(pyi_model_options* options, size_t size);
@@ -183,7 +183,8 @@ PYI_API pyi_status pyi_session_options_init(pyi_session_options* options, size_t
 PYI_API pyi_status pyi_session_open(pyi_model* model, const pyi_session_options* options, pyi_session** session);
 PYI_API void pyi_session_close(pyi_session* session);
 
-PYI_API pyi_status pyi_session_get_position(const pyi_session* session, uint64_t* position); /* tokens held; at any time */
+PYI_API pyi_status pyi_session_get_position(const pyi_session* session,
+                                            uint64_t* position); /* tokens held; at any time */
 PYI_API pyi_status pyi_session_get_context(const pyi_session* session, uint64_t* context);
 
 /* Forgets all tokens from `position` on. */
@@ -203,10 +204,11 @@ enum { PYI_NO_LOGITS = 0, PYI_LAST_LOGITS = 1, PYI_ALL_LOGITS = 2 };
 
 typedef struct pyi_eval_options {
   size_t size;
-  int32_t wanted;                  /* PYI_LAST_LOGITS (default), PYI_NO_LOGITS or PYI_ALL_LOGITS */
-  uint32_t chunk;                  /* tokens a pass, 1 ... 512 (default) */
-  int32_t (*poll)(void* context);  /* asked between layers, by the calling thread; not 0: PYI_CANCELLED. NULL (default): nobody */
-  void* poll_context;              /* what it is called with */
+  int32_t wanted; /* PYI_LAST_LOGITS (default), PYI_NO_LOGITS or PYI_ALL_LOGITS */
+  uint32_t chunk; /* tokens a pass, 1 ... 512 (default) */
+  int32_t (*poll)(
+      void* context); /* asked between layers, by the calling thread; not 0: PYI_CANCELLED. NULL (default): nobody */
+  void* poll_context; /* what it is called with */
 } pyi_eval_options;
 
 PYI_API pyi_status pyi_eval_options_init(pyi_eval_options* options, size_t size);
@@ -306,16 +308,17 @@ typedef struct pyi_sampling {
   uint64_t seed;                    /* 0 */
   const pyi_logit_bias* logit_bias; /* NULL; each token at most once */
   size_t n_logit_bias;              /* 0 */
-  float repetition_penalty;         /* 1; 0.01 ... 100; divides positive logits of tokens seen, multiplies the others; 1 is off */
-  float presence_penalty;           /* 0; -100 ... 100; subtracted once from the logits of tokens seen; 0 is off */
-  float frequency_penalty;          /* 0; -100 ... 100; subtracted for each time a token was seen; 0 is off */
-  int32_t penalty_window;           /* 64; 0 ... 1048576; how many of the last accepted tokens count as seen */
-  int32_t top_k;                    /* 40; 0 ...; the k greatest logits stay; 0 is off */
-  float typical_p;                  /* 1; 0 ... 1; the most typical tokens that hold this probability stay; 1 is off */
-  float top_p;                      /* 0.95; 0 ... 1; the likeliest tokens that hold this probability stay; 1 is off */
-  float min_p;                      /* 0.05; 0 ... 1; tokens stay that have this share of the likeliest one's; 0 is off */
-  float temperature;                /* 0.8; 0 ... 100; 0 picks the greatest logit, ties go to the lowest token */
-  int32_t reserved;                 /* 0 */
+  float
+      repetition_penalty; /* 1; 0.01 ... 100; divides positive logits of tokens seen, multiplies the others; 1 is off */
+  float presence_penalty; /* 0; -100 ... 100; subtracted once from the logits of tokens seen; 0 is off */
+  float frequency_penalty; /* 0; -100 ... 100; subtracted for each time a token was seen; 0 is off */
+  int32_t penalty_window;  /* 64; 0 ... 1048576; how many of the last accepted tokens count as seen */
+  int32_t top_k;           /* 40; 0 ...; the k greatest logits stay; 0 is off */
+  float typical_p;         /* 1; 0 ... 1; the most typical tokens that hold this probability stay; 1 is off */
+  float top_p;             /* 0.95; 0 ... 1; the likeliest tokens that hold this probability stay; 1 is off */
+  float min_p;             /* 0.05; 0 ... 1; tokens stay that have this share of the likeliest one's; 0 is off */
+  float temperature;       /* 0.8; 0 ... 100; 0 picks the greatest logit, ties go to the lowest token */
+  int32_t reserved;        /* 0 */
 } pyi_sampling;
 
 /* The defaults above. */

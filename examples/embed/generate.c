@@ -33,7 +33,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   if (pyi_abi_version() != PYI_ABI_VERSION) {
-    fprintf(stderr, "expected ABI %d, found %u: the library is not of this header\n", PYI_ABI_VERSION, pyi_abi_version());
+    fprintf(stderr, "expected ABI %d, found %u: the library is not of this header\n", PYI_ABI_VERSION,
+            pyi_abi_version());
     return 1;
   }
   size_t n_prompt = (size_t)argc - 3;

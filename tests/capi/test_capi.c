@@ -101,7 +101,8 @@ static void test_contents(void) {
   CHECK(size == 2 && memcmp(data, "{}", 2) == 0);
   OK(pyi_model_get_tokenizer(model, &data, &size));
   CHECK(size == 3 && memcmp(data, "tok", 3) == 0);
-  REFUSED(pyi_model_get_tokenizer(model, NULL, &size), PYI_REQUEST, "data: expected a place for the result, found NULL");
+  REFUSED(pyi_model_get_tokenizer(model, NULL, &size), PYI_REQUEST,
+          "data: expected a place for the result, found NULL");
   REFUSED(pyi_model_get_metadata(model, &data, NULL), PYI_REQUEST, "size: expected a place");
 
   pyi_tensor tensor;
@@ -127,7 +128,8 @@ static void test_options(void) {
   REFUSED(pyi_model_open(path, &options, &model), PYI_REQUEST, "threads");
   options.threads = 1;
   options.activations = 2;
-  REFUSED(pyi_model_open(path, &options, &model), PYI_REQUEST, "activations: expected PYI_INT8 or PYI_FLOAT32, found 2");
+  REFUSED(pyi_model_open(path, &options, &model), PYI_REQUEST,
+          "activations: expected PYI_INT8 or PYI_FLOAT32, found 2");
   options.activations = PYI_FLOAT32;
   options.prefetch = 2;
   REFUSED(pyi_model_open(path, &options, &model), PYI_REQUEST, "prefetch: expected 0 or 1, found 2");
@@ -151,7 +153,8 @@ static void test_options(void) {
   pyi_session_close(session);
   session = NULL;
   wanted.context = 101;
-  REFUSED(pyi_session_open(model, &wanted, &session), PYI_REQUEST, "context: expected at most the model's limit of 100");
+  REFUSED(pyi_session_open(model, &wanted, &session), PYI_REQUEST,
+          "context: expected at most the model's limit of 100");
   wanted.context = 7;
   wanted.kv = 5;
   REFUSED(pyi_session_open(model, &wanted, &session), PYI_REQUEST, "kv");
@@ -229,7 +232,8 @@ static void test_session_refuses(void) {
   static float rows[2 * N_VOCAB];
   pyi_eval_options options;
   OK(pyi_eval_options_init(&options, sizeof options));
-  REFUSED(pyi_session_prefill(session, many, CONTEXT + 1), PYI_CONTEXT_FULL, "context: expected at most 512 tokens, found 0");
+  REFUSED(pyi_session_prefill(session, many, CONTEXT + 1), PYI_CONTEXT_FULL,
+          "context: expected at most 512 tokens, found 0");
   REFUSED(pyi_session_prefill(session, many, SIZE_MAX), PYI_CONTEXT_FULL, "context: expected at most 512");
   REFUSED(pyi_session_prefill(session, NULL, 1), PYI_REQUEST, "tokens: expected an array, found NULL");
   REFUSED(pyi_session_step(session, -1), PYI_REQUEST, "token: expected 0 to 100, found -1");
@@ -239,9 +243,11 @@ static void test_session_refuses(void) {
   REFUSED(pyi_session_get_position(session, NULL), PYI_REQUEST, "position: expected a place");
   REFUSED(pyi_session_get_context(session, NULL), PYI_REQUEST, "context: expected a place");
   REFUSED(pyi_session_eval(session, prompt, 2, &options, NULL, 0), PYI_REQUEST, "logits: expected room for 101 floats");
-  REFUSED(pyi_session_eval(session, prompt, 2, &options, rows, 2 * N_VOCAB), PYI_REQUEST, "n_logits: expected 101, found 202");
+  REFUSED(pyi_session_eval(session, prompt, 2, &options, rows, 2 * N_VOCAB), PYI_REQUEST,
+          "n_logits: expected 101, found 202");
   options.chunk = 0;
-  REFUSED(pyi_session_eval(session, prompt, 1, &options, rows, N_VOCAB), PYI_REQUEST, "chunk: expected 1 to 512, found 0");
+  REFUSED(pyi_session_eval(session, prompt, 1, &options, rows, N_VOCAB), PYI_REQUEST,
+          "chunk: expected 1 to 512, found 0");
   options.chunk = 1;
   options.wanted = 3;
   REFUSED(pyi_session_eval(session, prompt, 1, &options, rows, N_VOCAB), PYI_REQUEST, "wanted: expected PYI_NO_LOGITS");
@@ -291,7 +297,8 @@ static void test_forward(void) {
   static float alone[N_VOCAB], together[N_VOCAB];
   OK(pyi_session_eval(a, prompt, 5, NULL, alone, N_VOCAB));
   OK(pyi_session_truncate(a, 0));
-  pyi_batch_item items[2] = {{a, prompt, 5, together, N_VOCAB, PYI_LAST_LOGITS, 0}, {b, prompt, 2, NULL, 0, PYI_NO_LOGITS, 0}};
+  pyi_batch_item items[2] = {{a, prompt, 5, together, N_VOCAB, PYI_LAST_LOGITS, 0},
+                             {b, prompt, 2, NULL, 0, PYI_NO_LOGITS, 0}};
   const size_t each = sizeof items[0];
   OK(pyi_model_forward(model, items, 2, each, NULL));
   CHECK(memcmp(alone, together, sizeof alone) == 0);
@@ -372,7 +379,8 @@ static void test_adapters(void) {
   pyi_adapters_close(more);
   more = NULL;
   module.a.cols = 47;
-  REFUSED(pyi_adapters_open(model, &options, &more), PYI_REQUEST, "q of layer 0, a: expected shape (5, 48), found (5, 47)");
+  REFUSED(pyi_adapters_open(model, &options, &more), PYI_REQUEST,
+          "q of layer 0, a: expected shape (5, 48), found (5, 47)");
   module.a.cols = SIZE_MAX;
   REFUSED(pyi_adapters_open(model, &options, &more), PYI_REQUEST, "at most 4294967295 rows and columns");
   module.a = a;
@@ -633,7 +641,8 @@ static void test_cancel_from_another_thread(void) {
 /* Forks */
 
 static void* steps_until_closed(void* session) {
-  while (pyi_session_step(session, 1) == PYI_OK || strstr(pyi_last_error(), "closed") == NULL) pyi_session_truncate(session, 0);
+  while (pyi_session_step(session, 1) == PYI_OK || strstr(pyi_last_error(), "closed") == NULL)
+    pyi_session_truncate(session, 0);
   return NULL;
 }
 
@@ -681,8 +690,10 @@ static int without_memory(void) {
   limit.rlim_cur = 0;
   setrlimit(RLIMIT_AS, &limit);
   int code = 0;
-  if (pyi_session_open(model, NULL, &more) != PYI_MEMORY || strstr(pyi_last_error(), "bytes of memory") == NULL) code = 2;
-  const pyi_status status = pyi_model_open(path, NULL, &another); /* the file cannot be mapped, or what comes before fails */
+  if (pyi_session_open(model, NULL, &more) != PYI_MEMORY || strstr(pyi_last_error(), "bytes of memory") == NULL)
+    code = 2;
+  const pyi_status status =
+      pyi_model_open(path, NULL, &another); /* the file cannot be mapped, or what comes before fails */
   if (status != PYI_MEMORY && status != PYI_SYSTEM) code = 3;
   if (pyi_session_prefill(session, prompt, 5) != PYI_OK) code = 4;
   return n_failed != 0 ? 5 : code;
