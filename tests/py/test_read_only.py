@@ -78,9 +78,7 @@ def test_a_user_without_a_home_is_told_what_to_set(
     for name in ("HOME", "XDG_CACHE_HOME", "PYINFER_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    with pytest.raises(
-        PyinferError, match=r"^no home folder to put the cache in; set PYINFER_CACHE to one"
-    ):
+    with pytest.raises(PyinferError, match=r"^no home folder to put the cache in; set PYINFER_CACHE to one"):
         load(DATA / "stories260K.bin")
     with load(stories_model_bin, threads=1) as model:
         assert model.generate("Once", max_tokens=3).tokens
