@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 CLANG_FORMAT ?= $(firstword $(wildcard $(dir $(shell command -v $(PYTHON)))clang-format) clang-format)
-CORE := $(shell find csrc tests/cpp bench -name '*.h' -o -name '*.cpp' -o -name '*.inc')
+CORE := $(shell find csrc tests/cpp tests/capi examples/embed bench -name '*.h' -o -name '*.c' -o -name '*.cpp' -o -name '*.inc')
 MODEL ?= smollm2
 PROMPT ?=
 

@@ -123,14 +123,21 @@ class Engine:
     """A model ready to run: immutable, shared by threads; their steps take turns on one pool of `threads` threads."""
 
     def __init__(
-        self, file: ModelFile, threads: int = 0, activations: Literal["int8", "f32"] = "int8"
-    ) -> None: ...
+        self,
+        file: ModelFile,
+        threads: int = 0,
+        activations: Literal["int8", "f32"] = "int8",
+        prefetch: bool = True,
+    ) -> None:
+        """Reads nothing of the weights, unless told to prefetch: then the system does, in the background."""
     @property
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
     def memory(self, context: int, kv: Literal["f16", "q8"] = "f16") -> MemoryDict:
         """Bytes needed for one session of this context."""
+    def prefetch(self) -> None:
+        """Has the system read the weights ahead, in the background."""
 
 FloatBits = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
 """Values of an adapter in its own type: float32, float16, or uint16 for the bits of bfloat16."""

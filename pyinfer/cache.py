@@ -59,7 +59,9 @@ def _platform_folder() -> Path:
     try:
         return Path.home() / ("AppData/Local" if windows else "Library/Caches" if mac else ".cache")
     except RuntimeError as error:
-        raise PyinferError("no home folder to put the cache in; set PYINFER_CACHE to a folder") from error
+        raise PyinferError(
+            "no home folder to put the cache in; set PYINFER_CACHE to one, or run a model.bin, which needs no cache"
+        ) from error
 
 
 def _made(*parts: str) -> Path:
@@ -72,7 +74,7 @@ def _made(*parts: str) -> Path:
     except OSError as error:
         raise PyinferError(
             f"cannot write to the cache folder {path}: {error.strerror}; "
-            "set PYINFER_CACHE to a folder with room that you may write to"
+            "set PYINFER_CACHE to a folder with room that you may write to, or run a model.bin, which needs no cache"
         ) from error
     return path
 
@@ -98,9 +100,13 @@ def add(
     """The model of this key; `make(path)` makes it when there is none that is `usable`.
 
     Two processes do not make the same one twice: the second waits and takes what the first has made. `make`
-    must write atomically: the path holds a whole model or nothing.
+    must write atomically: the path holds a whole model or nothing. One that is there is found in a cache that
+    cannot be written, too.
     """
-    path = _made("models") / f"{_checked(key)}.bin"
+    path = folder() / "models" / f"{_checked(key)}.bin"
+    if path.is_file() and usable(path):
+        return path
+    _made("models")
     with locked(key):
         if not usable(path):
             make(path)

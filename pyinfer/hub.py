@@ -166,10 +166,16 @@ def _by_name(name: str, wanted: _Wanted) -> Path:
     from pyinfer import convert
 
     alias = _alias(name, wanted.weights)
-    with store.locked(alias):
-        moved = wanted.fresh and name not in KNOWN  # what KNOWN pins cannot have changed
+    moved = wanted.fresh and name not in KNOWN  # what KNOWN pins cannot have changed
+
+    def kept() -> Path | None:
         found = None if moved else store.named(alias)
-        return found if found and convert.is_sound(found) else _fetched(name, alias, wanted)
+        return found if found and convert.is_sound(found) else None
+
+    if found := kept():  # without a lock, which a cache that cannot be written has none of
+        return found
+    with store.locked(alias):
+        return kept() or _fetched(name, alias, wanted)
 
 
 def _fetched(name: str, alias: str, wanted: _Wanted) -> Path:

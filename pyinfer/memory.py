@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pyinfer import _core
 from pyinfer.errors import MemoryLimitError
 
-__all__ = ["available_bytes", "require"]
+__all__ = ["available_bytes", "largest", "mib", "require"]
+
+ROOM = 16
+"""What is made as large as fits leaves one part in so many of the free memory to others."""
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP_OF_SELF = Path("/proc/self/cgroup")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
-def require(needed: int, what: str) -> None:
-    """Raises MemoryLimitError with both figures when `needed` bytes are more than there are."""
+def require(needed: int, what: str, parts: str = "", advice: Callable[[], str] = str) -> None:
+    """Raises MemoryLimitError with both figures when `needed` bytes are more than there are.
+
+    `parts` says what the bytes are made of; `advice`, asked only then, what would help.
+    """
     free = available_bytes()
     if free is not None and needed > free:
-        raise MemoryLimitError(f"{what} needs {_mib(needed)} of memory, but only {_mib(free)} are free")
+        told = f"{what} needs {mib(needed)} of memory{parts}, but only {mib(free)} are free"
+        raise MemoryLimitError(told + advice())
+
+
+def largest(needed: Callable[[int], int], most: int, step: int) -> int:
+    """The largest multiple of `step` up to `most`, or `most` itself, whose bytes fit with room left; 0 if none does.
+
+    `needed(size)` grows with the size.
+    """
+    free = available_bytes()
+    if free is None or needed(most) <= free - free // ROOM:
+        return most
+    low, high = 0, most // step  # in steps: low fits or is 0, what is above high does not
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if needed(middle * step) <= free - free // ROOM else (low, middle - 1)
+    return low * step
 
 
 def available_bytes() -> int | None:
@@ -27,7 +50,8 @@ def available_bytes() -> int | None:
     return min(known, default=None)
 
 
-def _mib(bytes_: int) -> str:
+def mib(bytes_: int) -> str:
+    """Bytes for people: `1,024.0 MiB`."""
     return f"{bytes_ / 2**20:,.1f} MiB"
 
 

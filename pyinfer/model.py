@@ -39,7 +39,9 @@ __all__ = ["Model", "load"]
 
 Activations: TypeAlias = Literal["int8", "f32"]
 Kv: TypeAlias = Literal["f16", "q8"]
+Context: TypeAlias = int | Literal["fit"] | None
 DEFAULT_CONTEXT = 4096
+PAGE = 64  # positions that the KV cache grows by
 MOST_THREADS = 256  # as the core has it
 MOST_IDLE = 2  # sessions kept for the next request
 MOST_TOP = 1000
@@ -49,7 +51,7 @@ def load(
     path_or_name: str | os.PathLike[str],
     *,
     threads: int | None = None,
-    context: int | None = None,
+    context: Context = None,
     activations: Activations | None = None,
     kv: Kv = "f16",
     format: str | None = None,
@@ -64,7 +66,8 @@ def load(
             `hf:org/repo:file`.
         threads: Threads that work on one step. None: the physical cores this process may use.
         context: Tokens that prompt and answer may have together, at most what the model was trained for. None: the
-            same, but no more than 4096, since memory for the KV cache grows with it.
+            same, but no more than 4096, since memory for the KV cache grows with it. `fit`: as None, or less where
+            less fits into the memory that is free.
         activations: `int8` (fast) or `f32` (a slow reference). None: what PYINFER_ACTIVATIONS says, or int8.
         kv: How keys and values are kept: `f16`, or `q8` in half the memory, at a small cost in quality.
         format: The prompt format of chats, by name. None: the model's own chat template, else the format that models of
@@ -80,12 +83,13 @@ def load(
             that asks for something else than pyinfer does.
         DownloadError: The model could not be fetched.
         RequestError: An argument is outside its limits.
-        MemoryLimitError: Weights and one session do not fit into memory.
+        MemoryLimitError: Weights and one session do not fit into the memory that is free, limits of control groups
+            included; the message has all figures. Raised before the weights are read.
     """
     if not isinstance(path_or_name, (str, os.PathLike)):
         raise RequestError(f"path_or_name: expected a path or a name, found {type(path_or_name).__name__}")
     _require_whole("threads", threads, 1, MOST_THREADS)
-    _require_whole("context", context, 1)
+    _require_whole("context", None if context == "fit" else context, 1)
     chosen = chosen_activations(activations)
     if kv not in ("f16", "q8"):
         raise RequestError(f"kv: expected f16 or q8, found {kv!r}")
@@ -123,7 +127,7 @@ class Model(Answering):
         path: Path,
         *,
         threads: int | None,
-        context: int | None,
+        context: Context,
         activations: Activations,
         kv: Kv = "f16",
         format: str | None = None,
@@ -136,14 +140,16 @@ class Model(Answering):
         self.metadata = Metadata.from_json(file.metadata())
         """Name, licence, chat template, special tokens and where the model came from."""
         self.tokenizer = Tokenizer.open(file)
-        self.context = _context(context, self.spec["context"])
-        """Tokens that prompt and answer may have together."""
         self.activations = activations
         self.kv = kv
         self.format = format
         """The prompt format that chats use unless they name one; None: the model's own."""
         self._chats: dict[str | None, ChatFormat] = {}
-        self._engine: _core.Engine | None = _core.Engine(file, threads or 0, activations)
+        engine = _core.Engine(file, threads or 0, activations, prefetch=False)
+        self._engine: _core.Engine | None = engine
+        self.context = _fitting(context, self.spec["context"], engine, kv, self.name)
+        """Tokens that prompt and answer may have together."""
+        engine.prefetch()
         self.shelf = Shelf(file, self._engine)
         """The adapters that the model knows by name, and the stack that it answers with."""
         self._process = os.getpid()
@@ -152,7 +158,6 @@ class Model(Answering):
         )  # its methods are atomic, so a garbage collection may return one
         self._lent: weakref.WeakSet[Timeline] = weakref.WeakSet()
         self._lock = threading.RLock()
-        memory.require(sum(cast(Mapping[str, int], self.memory()).values()), f"the model {self.name}")
 
     @property
     def name(self) -> str:
@@ -410,6 +415,26 @@ def _context(given: int | None, trained: int) -> int:
             f"context: expected at most {trained}, for which the model was trained, found {given}"
         )
     return given
+
+
+def _fitting(given: Context, trained: int, engine: _core.Engine, kv: Kv, name: str) -> int:
+    """The context that was asked for; MemoryLimitError unless weights and one session of it fit into memory."""
+
+    def needed(context: int) -> int:
+        return sum(cast(Mapping[str, int], engine.memory(context, kv)).values())
+
+    def advice() -> str:
+        fits = memory.largest(needed, size, PAGE)
+        return f"; a context of {fits} tokens would fit" if fits else "; no context would fit"
+
+    size = _context(None if given == "fit" else given, trained)
+    if given == "fit":
+        size = memory.largest(needed, size, PAGE) or min(size, PAGE)
+    needs = engine.memory(size, kv)
+    weights, cache, workspace = (memory.mib(needs[part]) for part in ("weights", "kv_cache", "workspace"))
+    parts = f" (weights {weights}, {size} tokens of context {cache}, workspace {workspace})"
+    memory.require(needed(size), f"the model {name}", parts, advice)
+    return size
 
 
 def _callables(processors: object) -> tuple[Processor, ...]:

@@ -93,6 +93,7 @@ PYTHON_MAY_KNOW: dict[str, set[str]] = {
     "stack": {"errors", "_core", "adapters", "convert"},
     "completion": {"errors", "sampling"},
     "hub": {"errors", "cache", "convert", "fetch"},
+    "capi": {"errors", "_core"},
 }
 """A module or folder of pyinfer -> the others that it may import; what is not listed may import all but `cli`."""
 PRINTS = {"print", "input", "breakpoint"}

@@ -71,7 +71,7 @@ AdapterModule module_of(const py::dict& from, Arrays& arrays) {
   check_keys(from, {"role", "layer", "a", "b", "scale", "gain", "bias"}, "module");
   const auto role = required<std::string>(from, "role", "module");
   const auto layer = required<int64_t>(from, "layer", "module");
-  const std::string where = layer < 0 ? role : role + " of layer " + std::to_string(layer);
+  const std::string where = place_name(role, layer);
   return {role,
           layer,
           arrays.view(from, "a", false, where),

@@ -13,8 +13,6 @@
 namespace pyinfer {
 namespace {
 
-enum class Wanted { none, last, all };
-
 Wanted wanted_named(const std::string& name) {
   if (name == "none") return Wanted::none;
   if (name == "last") return Wanted::last;
@@ -45,9 +43,8 @@ class PySession {
 };
 
 py::array_t<float> new_logits(const Session& session, Wanted wanted, size_t n_tokens) {
-  const size_t rows = wanted == Wanted::all ? n_tokens : wanted == Wanted::last && n_tokens > 0 ? 1 : 0;
-  return py::array_t<float>(
-      {static_cast<py::ssize_t>(rows), static_cast<py::ssize_t>(session.engine().spec().n_vocab)});
+  return py::array_t<float>({static_cast<py::ssize_t>(rows_wanted(wanted, n_tokens)),
+                             static_cast<py::ssize_t>(session.engine().spec().n_vocab)});
 }
 
 py::array_t<float> eval(PySession& self, const TokenArray& tokens, const std::string& logits, py::ssize_t chunk) {

@@ -22,10 +22,6 @@ std::string shape_text(size_t rows, size_t cols) { return "(" + text(rows) + ", 
   throw Error(ErrorKind::request, where + ": expected " + expected + ", found " + found);
 }
 
-std::string place_name(const std::string& role, int64_t layer) {
-  return layer < 0 ? role : role + " of layer " + std::to_string(layer);
-}
-
 // The role and layer that a module or tensor names. Throws unless the model has them.
 std::pair<Role, uint32_t> find_place(const ModelSpec& spec, const std::string& role, int64_t layer) {
   const auto found = find_role(role);
@@ -145,6 +141,10 @@ Matrix take_matrix(Layout& layout, Format format, size_t rows, size_t cols) {
 }
 
 }  // namespace
+
+std::string place_name(const std::string& role, int64_t layer) {
+  return layer < 0 ? role : role + " of layer " + std::to_string(layer);
+}
 
 struct AdapterSet::Part {
   const AdapterModule& module;

@@ -39,6 +39,9 @@ struct ReplacedTensor {
   AdapterValues values;
 };
 
+// "q of layer 3", "head": how errors name a place.
+std::string place_name(const std::string& role, int64_t layer);
+
 class AdapterSet {
  public:
   // Copies what it is given. Throws request errors that name role, layer, expected and found; a memory error if there is no room.

@@ -22,9 +22,7 @@ Engine::Engine(std::shared_ptr<const ModelFile> file, int threads, Activations a
       pool_(threads == 0 ? default_threads() : threads),
       workspace_(active_kernels(), pool_, model_.workspace_shape(kMaxRows)),
       rows_(std::make_unique<BatchRow[]>(kMaxRows)),
-      workspace_bytes_(workspace_.bytes()) {
-  file_->mapping().prefetch();
-}
+      workspace_bytes_(workspace_.bytes()) {}
 
 MemoryNeeds Engine::memory(size_t context, KvFormat format) const {
   return {file_->file_bytes(), KvShape::n_pages(context) * kv_shape(format).page_bytes(), workspace_bytes_.load()};

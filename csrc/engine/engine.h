@@ -33,7 +33,8 @@ class Engine {
   // Rows that one pass over the weights takes; longer prompts go through in chunks.
   static constexpr size_t kMaxRows = 512;
 
-  // `threads` 0 means default_threads().
+  // `threads` 0 means default_threads(). Reads nothing of the weights and touches no page of its own yet: memory() may be asked and the
+  // engine given up at no cost.
   Engine(std::shared_ptr<const ModelFile> file, int threads, Activations activations);
 
   const Model& model() const { return model_; }
@@ -42,6 +43,8 @@ class Engine {
   const char* isa() const { return workspace_.kernels.isa; }
   KvShape kv_shape(KvFormat format) const { return model_.kv_shape(format); }
   MemoryNeeds memory(size_t context, KvFormat format) const;
+  // Has the system read the weights ahead, in the background.
+  void prefetch() const { file_->mapping().prefetch(); }
   // Room for steps with adapters that share an input with so many ranks together, over such a model. Waits for a step that runs; not to
   // be called with Python's lock, which such a step may want.
   void make_room(const Model& model, size_t low_rank);

@@ -11,13 +11,13 @@ namespace {
 
 constexpr size_t kMaxContext = 16777216;
 
-size_t checked_context(size_t context) {
-  if (context >= 1 && context <= kMaxContext) return context;
+}  // namespace
+
+size_t checked_context(uint64_t context) {
+  if (context >= 1 && context <= kMaxContext) return static_cast<size_t>(context);
   throw Error(ErrorKind::request,
               "context: expected 1 to " + std::to_string(kMaxContext) + ", found " + std::to_string(context));
 }
-
-}  // namespace
 
 Session::Session(std::shared_ptr<Engine> engine, size_t context, KvFormat format)
     : engine_(std::move(engine)), context_(checked_context(context)), cache_(engine_->kv_shape(format), context_) {}
@@ -69,13 +69,16 @@ void Session::truncate(size_t position) {
   position_ = position;
 }
 
+void Session::check_room(size_t n_tokens) const {
+  const size_t held = position_;
+  if (n_tokens <= context_ - held) return;
+  throw Error(ErrorKind::context_full, "context: expected at most " + std::to_string(context_) + " tokens, found " +
+                                           std::to_string(held) + " held and " + std::to_string(n_tokens) + " more");
+}
+
 void Session::check(std::span<const int32_t> tokens) const {
+  check_room(tokens.size());
   for (const int32_t token : tokens) engine_->check(token);
-  if (position_ + tokens.size() > context_) {
-    throw Error(ErrorKind::context_full, "context: expected at most " + std::to_string(context_) + " tokens, found " +
-                                             std::to_string(position_) + " held and " + std::to_string(tokens.size()) +
-                                             " more");
-  }
 }
 
 void Session::eval(std::span<const int32_t> tokens, float* logits, bool all_logits, size_t chunk, const Poll& poll) {

@@ -13,9 +13,18 @@
 
 namespace pyinfer {
 
+// Which tokens of an `eval` want logits.
+enum class Wanted { none, last, all };
+inline size_t rows_wanted(Wanted wanted, size_t n_tokens) {
+  return wanted == Wanted::all ? n_tokens : wanted == Wanted::last && n_tokens > 0 ? 1 : 0;
+}
+
+// Throws a request error unless 1 ≤ context ≤ 16777216.
+size_t checked_context(uint64_t context);
+
 class Session {
  public:
-  // Throws a request error unless 1 ≤ context ≤ 16777216, a memory error if the cache cannot be had.
+  // Throws what checked_context throws, a memory error if the cache cannot be had.
   Session(std::shared_ptr<Engine> engine, size_t context, KvFormat format = kKvF16);
 
   Engine& engine() const { return *engine_; }
@@ -23,7 +32,9 @@ class Session {
   size_t context() const { return context_; }
   void truncate(size_t position);
 
-  // Throws unless all tokens are of the vocabulary and fit behind those that are held.
+  // Throws a context_full error unless so many tokens fit behind those that are held.
+  void check_room(size_t n_tokens) const;
+  // The same, and unless all tokens are of the vocabulary.
   void check(std::span<const int32_t> tokens) const;
 
   // Appends tokens in chunks of at most `chunk` rows. `logits` as in BatchItem.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pyinfer.sampling import SamplingParams
@@ -17,6 +17,7 @@ __all__ = [
     "add_model",
     "add_sampling",
     "add_weights",
+    "context",
     "count",
     "counts",
     "lora",
@@ -44,6 +45,11 @@ def count(least: int = 1) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def context(text: str) -> int | Literal["fit"]:
+    """An argument type: a whole number of at least 1, or `fit`."""
+    return "fit" if text == "fit" else count()(text)
 
 
 def counts(text: str) -> list[int]:

@@ -31,7 +31,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "-n", "--max-tokens", type=common.count(0), metavar="N", help="tokens of the answer at most"
     )
     parser.add_argument(
-        "--ctx", type=common.count(), metavar="N", help="tokens of prompt and answer together"
+        "--ctx",
+        type=common.context,
+        metavar="N",
+        help="tokens of prompt and answer together (default: 4096 or what the model was trained for); "
+        "fit: as many of those as the free memory holds",
     )
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end the answer before this; repeatable"
@@ -103,6 +107,9 @@ def _load(options: argparse.Namespace) -> Model:
         else:
             path = hub.resolve(options.model, cache=options.cache, progress=progress)
     stack = [] if options.merge else options.lora
-    return pyinfer.load(
+    model = pyinfer.load(
         path, threads=options.threads, context=options.ctx, activations=chosen, kv=options.kv, adapters=stack
     )
+    if options.ctx == "fit":
+        terminal.note(f"pyinfer: a context of {model.context} tokens fits into the free memory")
+    return model

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gguf_writer
 import pyinfer
-from pyinfer import Model, hub, load, memory
+from pyinfer import Model, _core, convert, hub, load, memory
 from pyinfer.errors import MemoryLimitError, ModelFileError, PyinferError, RequestError
 
 FIGURES = r"needs [\d.,]+ MiB of memory, but only [\d.,]+ MiB are free$"
@@ -139,11 +140,108 @@ def test_a_model_that_does_not_fit_is_refused(
 ) -> None:
     needed = sum(load(stories_model_bin, threads=1).memory().values())  # type: ignore[attr-defined]
     monkeypatch.setattr("pyinfer.memory.available_bytes", lambda: needed - 1)
-    with pytest.raises(MemoryLimitError, match=rf"^the model stories260K {FIGURES}"):
+    parts = r"\(weights 1\.0 MiB, 512 tokens of context 0\.5 MiB, workspace \d\.\d MiB\)"
+    figures = FIGURES.replace("memory", f"memory {parts}").replace("free$", "free")
+    with pytest.raises(
+        MemoryLimitError, match=rf"^the model stories260K {figures}; a context of \d+ tokens would fit$"
+    ):
         load(stories_model_bin, threads=1)
     for enough in (needed, None):
         monkeypatch.setattr("pyinfer.memory.available_bytes", lambda enough=enough: enough)
         load(stories_model_bin, threads=1).close()
+
+
+def test_a_context_that_fits(stories_model_bin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more than would be taken otherwise, whole pages, and a sixteenth of the memory stays free."""
+    with load(stories_model_bin, threads=1, context="fit") as model:
+        assert model.context == 512
+        needs = model.memory(64)
+        page, other = needs["kv_cache"], needs["weights"] + needs["workspace"]
+    free = 0
+    monkeypatch.setattr("pyinfer.memory.available_bytes", lambda: free)
+    for pages, context in ((8, 512), (7.99, 448), (4.5, 256), (1, 64)):
+        free = int((other + pages * page) * 16 / 15) + 1
+        with load(stories_model_bin, threads=1, context="fit") as model:
+            assert model.context == context
+            assert model.generate("Lily", max_tokens=5, temperature=0).text
+    free = other + page - 1
+    with pytest.raises(
+        MemoryLimitError, match=r"64 tokens of context 0\.1 MiB.* are free; no context would fit$"
+    ):
+        load(stories_model_bin, threads=1, context="fit")
+    with pytest.raises(RequestError, match=r"^context: expected a whole number of at least 1, found 'all'$"):
+        load(stories_model_bin, context="all")  # type: ignore[arg-type]
+
+
+def test_nothing_is_read_of_a_model_that_does_not_fit(
+    stories_model_bin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bool] = []
+    prefetch = _core.Engine.prefetch
+    monkeypatch.setattr(_core.Engine, "prefetch", lambda engine: (read.append(True), prefetch(engine)))
+    load(stories_model_bin, threads=1).close()
+    assert read == [True]
+    monkeypatch.setattr("pyinfer.memory.available_bytes", lambda: 1000)
+    with pytest.raises(MemoryLimitError):
+        load(stories_model_bin, threads=1)
+    assert read == [True]
+
+
+def test_the_largest_size_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyinfer.memory.available_bytes", lambda: 1600)
+    for most in (1, 63, 64, 700, 10**6):
+        for each in (1, 2, 3, 7, 100):
+            found = memory.largest(lambda size, each=each: 100 + each * size, most, 64)
+            fits = [n for n in (*range(0, 1600, 64), most) if n <= most and 100 + each * n <= 1500]
+            assert found == max(fits)
+    monkeypatch.setattr("pyinfer.memory.available_bytes", lambda: None)
+    assert memory.largest(lambda size: size, 10**9, 64) == 10**9
+
+
+FULL = """
+import os, sys, pyinfer
+from pyinfer import _core
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def filled(path, **options):
+    model = pyinfer.load(path, **options)
+    session = model.session()
+    session.append([5] * model.context)
+    return model, session
+
+filled(sys.argv[1], threads=2)
+before = resident()
+model, session = filled(sys.argv[2], threads=2, context=int(sys.argv[3]), kv=sys.argv[4])
+print(resident() - before, sum(model.memory().values()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("context", "kv"), [(2048, "f16"), (2048, "q8"), (512, "f16")])
+def test_the_estimate_is_what_is_resident(
+    large_bin: Path, tiny_model_bin: Path, context: int, kv: str
+) -> None:
+    """Within 3 %: weights, a full context and the workspace, in a process that has the libraries and a tokenizer."""
+    command = [sys.executable, "-c", FULL, str(tiny_model_bin), str(large_bin), str(context), kv]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found, told = map(int, done.stdout.split())
+    assert abs(found - told) < 0.03 * told, (found, told)
+
+
+@pytest.fixture(scope="module")
+def large_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of some 60 MB of weights."""
+    folder = tmp_path_factory.mktemp("large")
+    shape = gguf_writer.TinyLlama(
+        n_layers=10, dim=768, n_heads=12, n_kv_heads=12, n_ff=1536, n_vocab=270, context=2048, kind="Q8_0"
+    )
+    convert.convert(
+        gguf_writer.write_llama(folder / "large.gguf", shape, tokenizer="bpe"), folder / "large.bin"
+    )
+    return folder / "large.bin"
 
 
 def files(folder: Path, **contents: str) -> Path:
