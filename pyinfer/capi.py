@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pyinfer import errors
 
 if TYPE_CHECKING:
-    from pyinfer._core import AdapterModule, MemoryDict, ReplacedTensor, SpecDict
+    from pyinfer._core import AdapterModule, MemoryDict, ReplacedTensor
 
 __all__ = ["AdapterSet", "Library", "Model", "Sampler", "Session", "declarations", "library"]
 
@@ -225,11 +225,11 @@ class Model(_Handle):
         return self._of.filled("pyi_model_get_info", "pyi_model_info", self.handle)
 
     @property
-    def spec(self) -> SpecDict:
-        """Numbers of the architecture."""
+    def spec(self) -> dict[str, int | float | bool]:
+        """Sizes of the architecture, those fields of `_core.ModelFile.spec` that `pyi_model_info` has; `tied_head` is bool."""
         info = self._info()
-        spec = {name: getattr(info, name) for name in _SPEC.split()}
-        return cast("SpecDict", {**spec, "tied_head": bool(info.tied_head)})
+        sizes = {name: getattr(info, name) for name in _SPEC.split()}
+        return {**sizes, "tied_head": bool(info.tied_head)}
 
     @property
     def threads(self) -> int:

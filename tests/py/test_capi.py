@@ -111,7 +111,8 @@ def test_what_a_model_says_of_itself(
     model: capi.Model, engine: _core.Engine, stories_model_bin: Path
 ) -> None:
     file = _core.ModelFile(str(stories_model_bin))
-    assert model.spec == file.spec
+    told = model.spec
+    assert told == {name: value for name, value in file.spec.items() if name in told} and len(told) == 13
     assert (model.threads, model.file_bytes, model.n_vocab) == (2, file.file_bytes, 512)
     assert (model.metadata(), model.tokenizer()) == (file.metadata(), file.tokenizer())
     for kv in ("f16", "q8"):

@@ -14,7 +14,7 @@ from pyinfer import Model, cache, load
 from pyinfer.errors import PyinferError
 
 DATA = Path(__file__).parents[1] / "data"
-ANSWER = ("Once", "--greedy", "-n", "12")
+ANSWER = ("Once", "--raw", "--greedy", "-n", "12")
 
 
 @pytest.fixture
