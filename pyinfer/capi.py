@@ -21,7 +21,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,7 +226,7 @@ class Model(_Handle):
 
     @property
     def spec(self) -> dict[str, int | float | bool]:
-        """Sizes of the architecture, those fields of `_core.ModelFile.spec` that `pyi_model_info` has; `tied_head` is bool."""
+        """Sizes of the architecture: those fields of `_core.ModelFile.spec` that `pyi_model_info` has."""
         info = self._info()
         sizes = {name: getattr(info, name) for name in _SPEC.split()}
         return {**sizes, "tied_head": bool(info.tied_head)}

@@ -235,7 +235,7 @@ def _chosen(metadata: Metadata, name: str | None) -> PromptFormat | None:
     if found is None:
         raise RequestError(
             f"the model {metadata.name!r} has no chat template, and its name tells no prompt format; name one with "
-            f"format ({', '.join(prompt_formats.FORMATS)}), or have the text continued as it is (generate, or run --raw)"
+            f"format ({', '.join(prompt_formats.FORMATS)}), or have the text continued as it is (generate, run --raw)"
         )
     return found
 
