@@ -38,9 +38,10 @@ struct Queries {
   int n_seen[kQueries];  // and the end of what it sees
   const float* q[kQueries];
   float s[kQueries][kPagePositions];  // scores, then weights
-  float o[kQueries][kMaxHeadDim];     // padded to whole vectors
-  float m[kQueries];                  // largest score so far
-  float l[kQueries];                  // sum of weights so far
+  // (n, v_stride). Rows stand close together: at a distance of whole pages all would meet in a few sets of the first-level cache.
+  float o[(int)kQueries * (int)kMaxHeadDim];
+  float m[kQueries];  // largest score so far
+  float l[kQueries];  // sum of weights so far
 };
 
 // V vectors of kLanes columns for Q rows: out += a · b.
@@ -160,11 +161,11 @@ inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
     if (args.softcap > 0.0f) soft_cap(queries.s[i], kPagePositions, args.softcap);
     const float factor = soften(queries.s[i], n_masked[i], n_valid[i], &queries.m[i], &queries.l[i]);
     if constexpr (Kv::kScaled) scale_positions(queries.s[i], (const float*)(v + args.v_stride * kPagePositions));
-    scale_row(queries.o[i], args.v_stride, factor);
+    scale_row(queries.o + i * args.v_stride, args.v_stride, factor);
     weights[i] = queries.s[i];
   }
-  multiply_add_queries<Kv, kQueries>(queries.n, weights, longest, v, args.v_stride, args.v_stride, queries.o[0],
-                                     kMaxHeadDim);
+  multiply_add_queries<Kv, kQueries>(queries.n, weights, longest, v, args.v_stride, args.v_stride, queries.o,
+                                     args.v_stride);
 }
 
 template <class Kv>
@@ -184,7 +185,7 @@ void attend(const AttendArgs& args) {
       queries.first[i] = args.window > 0 && n_seen > args.window ? n_seen - args.window : 0;
       queries.m[i] = kMinusInfinity;
       queries.l[i] = 0.0f;
-      memset(queries.o[i], 0, (size_t)args.v_stride * sizeof(float));
+      memset(queries.o + i * args.v_stride, 0, (size_t)args.v_stride * sizeof(float));
     }
     // The first query of a round is of its first row, which sees the earliest positions.
     for (int page = queries.first[0] / kPagePositions; page * kPagePositions < n_seen; ++page)
@@ -192,7 +193,7 @@ void attend(const AttendArgs& args) {
     for (int i = 0; i < queries.n; ++i) {
       const int row = (first + i) / args.n_heads, head = (first + i) % args.n_heads;
       float* out = args.out + (size_t)row * args.out_stride + (size_t)(head * args.head_dim);
-      for (int d = 0; d < args.head_dim; ++d) out[d] = queries.o[i][d] / queries.l[i];
+      for (int d = 0; d < args.head_dim; ++d) out[d] = queries.o[i * args.v_stride + d] / queries.l[i];
     }
   }
 }
