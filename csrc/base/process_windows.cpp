@@ -2,8 +2,9 @@
 #if defined(_WIN32)
 #include "base/process.h"
 
-#include <psapi.h>
 #include <windows.h>
+
+#include <psapi.h>  // needs what windows.h defines
 
 namespace pyinfer {
 

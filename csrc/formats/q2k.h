@@ -29,7 +29,7 @@ struct Q2K {
     }
   }
 
-  // Integers of block `b`, on bytes that are zero before.
+  // Integers of block `b`.
   static void put_integers(Group& group, int b, int row, const int8_t* q) { put_pairs(group.q[b], row, q, 0); }
 
   static float value(const Group& group, int row, int column) {

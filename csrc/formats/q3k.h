@@ -27,7 +27,7 @@ struct Q3K {
     for (int run = 0; run < kSuperGroup / kRun; ++run) group.scale[run][row] = scales.scale[run];
   }
 
-  // Integers of block `b`, on bytes that are zero before.
+  // Integers of block `b`.
   static void put_integers(Group& group, int b, int row, const int8_t* q) {
     put_pairs(group.q[b], row, q, 0);
     put_bits(group.high[b], row, q, 2);

@@ -32,7 +32,7 @@ struct Q5K {
     }
   }
 
-  // Integers of block `b`, on bytes that are zero before.
+  // Integers of block `b`.
   static void put_integers(Group& group, int b, int row, const int8_t* q) {
     put_nibbles(group.q[b], row, q);
     put_bits(group.high[b], row, q, 4);

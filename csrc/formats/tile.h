@@ -62,19 +62,23 @@ inline int pair_shift(int column) { return 2 * (column / 4 % 4); }
 // Where one bit lies among the 64 bytes of a block: bit column / 4 of this byte.
 inline int bit_index(int row, int column) { return 4 * row + column % 4; }
 
-// Puts bits `from` and `from` + 1 of each integer into bytes that are zero before.
+// Puts bits `from` and `from` + 1 of each integer. Byte by byte, as below: with a loop over the columns that adds to a byte again and
+// again, Clang 22 makes vector code that writes elsewhere.
 inline void put_pairs(uint8_t* tile, int row, const int8_t* q, int from) {
-  for (int column = 0; column < kBlock; ++column) {
-    uint8_t& byte = tile[pair_index(row, column)];
-    byte = (uint8_t)(byte | (((q[column] >> from) & 3) << pair_shift(column)));
+  for (int k = 0; k < kBlock / 4; ++k) {
+    const int first = 16 * (k / 4) + k % 4;
+    int byte = 0;
+    for (int column = first; column < first + 16; column += 4) byte |= ((q[column] >> from) & 3) << pair_shift(column);
+    tile[pair_index(row, first)] = (uint8_t)byte;
   }
 }
 
-// Puts bit `from` of each integer into bytes that are zero before.
+// Puts bit `from` of each integer.
 inline void put_bits(uint8_t* tile, int row, const int8_t* q, int from) {
-  for (int column = 0; column < kBlock; ++column) {
-    uint8_t& byte = tile[bit_index(row, column)];
-    byte = (uint8_t)(byte | (((q[column] >> from) & 1) << (column / 4)));
+  for (int first = 0; first < 4; ++first) {
+    int byte = 0;
+    for (int column = first; column < kBlock; column += 4) byte |= ((q[column] >> from) & 1) << (column / 4);
+    tile[bit_index(row, first)] = (uint8_t)byte;
   }
 }
 
