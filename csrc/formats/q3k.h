@@ -22,10 +22,7 @@ struct Q3K {
     uint8_t high[8][64];          // (block, see bit_index)
   };
 
-  static void put_scales(Group& group, int row, const SuperScales& scales) {
-    group.d[row] = scales.d;
-    for (int run = 0; run < kSuperGroup / kRun; ++run) group.scale[run][row] = scales.scale[run];
-  }
+  static void put_scales(Group& group, int row, const SuperScales& scales) { put_scales_alone(group, row, scales); }
 
   // Integers of block `b`.
   static void put_integers(Group& group, int b, int row, const int8_t* q) {

@@ -24,12 +24,7 @@ struct Q5K {
   };
 
   static void put_scales(Group& group, int row, const SuperScales& scales) {
-    group.d[row] = scales.d;
-    group.dmin[row] = scales.dmin;
-    for (int run = 0; run < 8; ++run) {
-      group.scale[run][row] = (uint8_t)scales.scale[run];
-      group.least[run][row] = scales.least[run];
-    }
+    put_scales_and_minima(group, row, scales);
   }
 
   // Integers of block `b`.

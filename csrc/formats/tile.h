@@ -2,6 +2,7 @@
 // Includes C headers only and defines everything with internal linkage, so that kernels may use it.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 namespace pyinfer {
@@ -39,6 +40,24 @@ struct SuperScales {
   int8_t scale[16];
   uint8_t least[16];
 };
+
+// Puts a row's scales into a group that has no minima.
+template <class Group>
+inline void put_scales_alone(Group& group, int row, const SuperScales& scales) {
+  group.d[row] = scales.d;
+  for (size_t run = 0; run < sizeof group.scale / kTileRows; ++run) group.scale[run][row] = scales.scale[run];
+}
+
+// Puts a row's scales and minima, a byte each, into a group.
+template <class Group>
+inline void put_scales_and_minima(Group& group, int row, const SuperScales& scales) {
+  group.d[row] = scales.d;
+  group.dmin[row] = scales.dmin;
+  for (size_t run = 0; run < sizeof group.scale / kTileRows; ++run) {
+    group.scale[run][row] = (uint8_t)scales.scale[run];
+    group.least[run][row] = scales.least[run];
+  }
+}
 
 // Where an 8-bit integer lies among the 512 bytes of a block of 16 rows.
 inline int byte_index(int row, int column) { return 64 * (column / 4) + 4 * row + column % 4; }

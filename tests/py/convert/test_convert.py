@@ -17,6 +17,7 @@ from pyinfer.convert.checkpoint import SOURCE_BLOCKS
 from pyinfer.convert.families.rotary_order import half_split_order
 from pyinfer.convert.metadata import Metadata
 from pyinfer.errors import ModelFileError, RequestError
+from stored_values import stored
 
 DATA = Path(__file__).parents[2] / "data"
 OWN = {
@@ -29,19 +30,6 @@ OWN = {
 def shape_of(kind: str) -> TinyLlama:
     width = max(SOURCE_BLOCKS[kind][0], 32)
     return TinyLlama(dim=width, n_heads=4, n_kv_heads=2, n_ff=width * 2, n_vocab=37, kind=kind)
-
-
-def stored(path: Path) -> dict[tuple[str, int], NDArray[np.float32]]:
-    """(role, layer) -> the values that a model.bin holds."""
-    file = _core.ModelFile(str(path))
-    found = {}
-    for i, tensor in enumerate(file.tensors):
-        data, shape = file.read(i), (tensor["rows"], tensor["cols"])
-        values = data.view(np.float32).reshape(shape) if tensor["format"] == "vector" else None
-        found[tensor["role"], tensor["layer"]] = (
-            _core.unpack(tensor["format"], data, *shape) if values is None else values
-        )
-    return found
 
 
 def values_of(tensor: Tensor) -> NDArray[np.float32]:

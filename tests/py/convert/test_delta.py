@@ -16,6 +16,7 @@ from huggingface_writer import arrays, config, save, tokenizer_json, write_json
 from pyinfer import _core, convert
 from pyinfer.cli.main import main
 from pyinfer.errors import ModelFileError, RequestError, UnsupportedError
+from stored_values import stored
 
 BASE = TinyLlama(n_vocab=300)
 SAME = TinyLlama(n_vocab=300, seed=5)
@@ -31,18 +32,6 @@ def folder(path: Path, shape: TinyLlama, kind: str = "F16", **changes: Any) -> P
 
 def values(shape: TinyLlama, name: str) -> NDArray[np.float32]:
     return arrays(shape)[name].astype(np.float16).astype(np.float32)
-
-
-def stored(path: Path) -> dict[tuple[str, int], NDArray[np.float32]]:
-    file = _core.ModelFile(str(path))
-    found = {}
-    for i, record in enumerate(file.tensors):
-        shape, data = (record["rows"], record["cols"]), file.read(i)
-        floats = record["format"] == "vector"
-        found[record["role"], record["layer"]] = (
-            data.view(np.float32).reshape(shape) if floats else _core.unpack(record["format"], data, *shape)
-        )
-    return found
 
 
 def test_a_plain_difference(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 import lora_writer as lw
 from gguf_writer import TinyLlama, spm_kv
-from pyinfer import _core, convert
+from pyinfer import convert
 from pyinfer.convert.families.meta import _context, _hidden, _scaling
 from pyinfer.convert.sentencepiece_model import Piece, encode_model
 from pyinfer.errors import ModelFileError, UnsupportedError
+from stored_values import stored
 
 SHAPE = TinyLlama(dim=128, n_heads=8, n_kv_heads=8, n_ff=352, n_vocab=304)
 Arrays = dict[str, NDArray[Any]]
@@ -79,18 +80,6 @@ def folder(path: Path, tensors: Arrays | None = None, count: int = 1, **changes:
         contiguous = {name: np.ascontiguousarray(values) for name, values in part.items()}
         (path / f"consolidated.{i:02}.pth").write_bytes(lw.torch_bin(contiguous))
     return path
-
-
-def stored(path: Path) -> dict[tuple[str, int], NDArray[np.float32]]:
-    file = _core.ModelFile(str(path))
-    found = {}
-    for i, record in enumerate(file.tensors):
-        shape, data = (record["rows"], record["cols"]), file.read(i)
-        floats = record["format"] == "vector"
-        found[record["role"], record["layer"]] = (
-            data.view(np.float32).reshape(shape) if floats else _core.unpack(record["format"], data, *shape)
-        )
-    return found
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
