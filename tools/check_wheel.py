@@ -2,8 +2,8 @@
 
     python tools/check_wheel.py WHEEL_OR_FOLDER…
 
-Checks that each holds one extension module of less than 5 MB, no sources, a tag that a package index takes, and few
-dependencies. Knows archives; neither builds nor installs anything.
+Checks that each holds one extension module of less than 5 MB, no sources but the header that pyinfer.capi reads, a
+tag that a package index takes, and few dependencies. Knows archives; neither builds nor installs anything.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ PLATFORM = re.compile(
 )
 MODULE = re.compile(r"^pyinfer/_core\.[^/]*(so|pyd)$")
 NEEDLESS = re.compile(r"\.(cpp|h|inc|o|obj|lib|a|cmake)$|^(tests|csrc|bench)/")
+HEADER = "pyinfer/pyinfer.h"
+"""Of the C interface; pyinfer.capi declares its functions from it."""
 LIBRARY = re.compile(r"^(pyinfer/\.dylibs|pyinfer\.libs)/")
 
 
@@ -37,10 +39,12 @@ def breaches(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
     for info in modules:
         if info.file_size >= MOST_BYTES:
             yield f"{info.filename}: expected less than {MOST_BYTES} bytes, found {info.file_size}"
-    for needed in ("pyinfer/py.typed", "pyinfer/_core.pyi", "pyinfer/__init__.py"):
+    for needed in ("pyinfer/py.typed", "pyinfer/_core.pyi", "pyinfer/__init__.py", HEADER):
         if needed not in names:
             yield f"expected {needed}, found none"
-    yield from (f"expected no sources, found {name}" for name in names if NEEDLESS.search(name))
+    yield from (
+        f"expected no sources, found {name}" for name in names if name != HEADER and NEEDLESS.search(name)
+    )
     for tag in path.stem.split("-")[-1].split("."):
         if not PLATFORM.match(tag):
             yield f"expected the tag of a platform that package indexes take, found {tag}"

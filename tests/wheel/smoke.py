@@ -80,7 +80,9 @@ def main() -> None:
         cache = {"PYINFER_CACHE": folder}
         print(pyinfer("cpu", **cache))
         for name in runs_here:
-            story = pyinfer("run", str(MODEL), PROMPT, "--greedy", "-n", "24", PYINFER_ISA=name, **cache)
+            story = pyinfer(
+                "run", str(MODEL), PROMPT, "--raw", "--greedy", "-n", "24", PYINFER_ISA=name, **cache
+            )
             expect(f"the story with {name}", story.strip(), STORY.strip())
         model = str(Path(folder) / "model.bin")
         pyinfer("convert", str(MODEL), model, "--weights", "q4", **cache)
