@@ -103,7 +103,8 @@ def unpack(format: str, packed: NDArray[np.uint8], rows: int, cols: int) -> NDAr
 class ModelFile:
     """An opened, checked and mapped model.bin. Raises ModelFileError, or OSError where the system refuses."""
 
-    def __init__(self, path: str) -> None: ...
+    def __init__(self, path: str, huge_pages: Literal["auto", "on", "off"] = "auto") -> None:
+        """RequestError for `on` where the system has no huge pages to give."""
     @property
     def spec(self) -> SpecDict: ...
     @property
@@ -137,7 +138,7 @@ class Engine:
     def memory(self, context: int, kv: Literal["f16", "q8"] = "f16") -> MemoryDict:
         """Bytes needed for one session of this context."""
     def prefetch(self) -> None:
-        """Has the system read the weights ahead, in the background."""
+        """Has the system read the weights ahead, in the background; with huge pages `on` copies them now."""
 
 FloatBits = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
 """Values of an adapter in its own type: float32, float16, or uint16 for the bits of bfloat16."""

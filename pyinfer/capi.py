@@ -37,6 +37,7 @@ Rows = Literal["none", "last", "all"]
 _WANTED = {"none": 0, "last": 1, "all": 2}
 _KV = {"f16": 0, "q8": 1}
 _ACTIVATIONS = {"int8": 0, "f32": 1}
+_HUGE_PAGES = {"auto": 0, "on": 1, "off": 2}
 _TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
 _SPEC = "n_layers dim n_heads n_kv_heads head_dim n_ff n_vocab context rope_dim norm_eps rope_magnitude attention_scale"
 _FILES = {"darwin": "libpyinfer.dylib", "win32": "pyinfer.dll"}
@@ -201,6 +202,7 @@ class Model(_Handle):
         context_limit: int = 0,
         kv: Literal["f16", "q8"] = "f16",
         prefetch: bool = True,
+        huge_pages: Literal["auto", "on", "off"] = "auto",
     ) -> None:
         """Opens a model.bin; arguments as of `pyi_model_options`, 0 for the library's choice.
 
@@ -217,6 +219,7 @@ class Model(_Handle):
             context_limit=context_limit,
             kv=_chosen("kv", kv, _KV),
             prefetch=int(prefetch),
+            huge_pages=_chosen("huge_pages", huge_pages, _HUGE_PAGES),
         )
         super().__init__(of, of.open("pyi_model_open", "pyi_model", os.fsencode(path), options))
         self.n_vocab = int(self._info().n_vocab)

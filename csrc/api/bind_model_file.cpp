@@ -77,11 +77,21 @@ py::array_t<uint8_t> read(const ModelFile& file, py::ssize_t index) {
   return py::array_t<uint8_t>(static_cast<py::ssize_t>(tensor.bytes), file.bytes_of(tensor));
 }
 
+HugePages huge_pages_named(const std::string& name) {
+  if (name == "auto") return HugePages::automatic;
+  if (name == "on") return HugePages::on;
+  if (name == "off") return HugePages::off;
+  throw Error(ErrorKind::request, "huge_pages: expected auto, on or off, found " + name);
+}
+
 }  // namespace
 
 void bind_model_file(py::module_& m) {
   py::class_<ModelFile, std::shared_ptr<ModelFile>>(m, "ModelFile")
-      .def(py::init<const std::string&>(), py::arg("path"))
+      .def(py::init([](const std::string& path, const std::string& huge_pages) {
+             return std::make_shared<ModelFile>(path, huge_pages_named(huge_pages));
+           }),
+           py::arg("path"), py::arg("huge_pages") = "auto")
       .def_property_readonly("spec", [](const ModelFile& f) { return spec_dict(f.spec()); })
       .def_property_readonly("tensors",
                              [](const ModelFile& f) {

@@ -8,7 +8,8 @@ using capi::guarded;
 
 namespace {
 
-constexpr pyi_model_options kModelDefaults{sizeof(pyi_model_options), 0, PYI_INT8, 0, 1, PYI_KV_F16};
+constexpr pyi_model_options kModelDefaults{sizeof(pyi_model_options), 0, PYI_INT8, 0, 1, PYI_KV_F16,
+                                           PYI_HUGE_PAGES_AUTO,       0};
 
 Activations activations_of(int32_t value) {
   if (value == PYI_INT8) return Activations::int8;
@@ -19,6 +20,16 @@ Activations activations_of(int32_t value) {
 bool flag_of(int32_t value, const char* name) {
   if (value != 0 && value != 1) capi::refuse(name, "0 or 1", std::to_string(value));
   return value == 1;
+}
+
+HugePages huge_pages_of(int32_t value, bool prefetch) {
+  if (value == PYI_HUGE_PAGES_AUTO) return HugePages::automatic;
+  if (value == PYI_HUGE_PAGES_OFF) return HugePages::off;
+  if (value != PYI_HUGE_PAGES_ON) {
+    capi::refuse("huge_pages", "PYI_HUGE_PAGES_AUTO, _ON or _OFF", std::to_string(value));
+  }
+  if (!prefetch) capi::refuse("prefetch", "1 with PYI_HUGE_PAGES_ON, for which the file is read at once", "0");
+  return HugePages::on;
 }
 
 size_t context_limit(uint64_t asked, size_t trained) {
@@ -35,7 +46,9 @@ std::shared_ptr<capi::Model> open_model(const char* path, const pyi_model_option
   model->activations = activations_of(options.activations);
   model->kv = capi::kv_of(options.kv);
   const bool prefetch = flag_of(options.prefetch, "prefetch");
-  model->file = std::make_shared<const ModelFile>(path);
+  const HugePages huge_pages = huge_pages_of(options.huge_pages, prefetch);
+  capi::check_reserved(options.reserved, "pyi_model_options");
+  model->file = std::make_shared<const ModelFile>(path, huge_pages);
   model->context_limit = context_limit(options.context_limit, model->file->spec().context);
   model->engine = std::make_shared<Engine>(model->file, options.threads, model->activations);
   if (prefetch) model->engine->prefetch();

@@ -93,6 +93,7 @@ PYI_API int32_t pyi_default_threads(void);
 /* ---- Models ---- */
 
 enum { PYI_INT8 = 0, PYI_FLOAT32 = 1 }; /* activations: fast, or the slow reference */
+enum { PYI_HUGE_PAGES_AUTO = 0, PYI_HUGE_PAGES_ON = 1, PYI_HUGE_PAGES_OFF = 2 };
 enum { PYI_KV_F16 = 0, PYI_KV_Q8 = 1 }; /* keys and values: halves, or bytes with scales in about half the memory */
 
 typedef struct pyi_model_options {
@@ -102,6 +103,10 @@ typedef struct pyi_model_options {
   uint64_t context_limit; /* tokens that a session may hold at most; 0 (default): what the model was trained for */
   int32_t prefetch; /* 1 (default): the system reads the whole file ahead, in the background; 0: as it is needed */
   int32_t kv;       /* PYI_KV_F16 (default) or PYI_KV_Q8, for sessions that do not choose */
+  int32_t
+      huge_pages; /* PYI_HUGE_PAGES_AUTO (default): pages of 2 MiB where the file's cache has them; _ON: in a private copy of the file,
+                         read when the model is opened, which takes `prefetch` 1; _OFF: none are asked for */
+  int32_t reserved; /* 0 */
 } pyi_model_options;
 
 PYI_API pyi_status pyi_model_options_init(pyi_model_options* options, size_t size);

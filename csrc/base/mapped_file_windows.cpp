@@ -52,7 +52,10 @@ const uint8_t* map(const std::string& path, HANDLE file) {
 
 }  // namespace
 
-MappedFile::MappedFile(const std::string& path) : path_(path) {
+MappedFile::MappedFile(const std::string& path, HugePages huge_pages) : path_(path), huge_pages_(huge_pages) {
+  if (huge_pages == HugePages::on) {  // they take a privilege that users do not have
+    throw Error(ErrorKind::request, "huge_pages: expected auto or off on this system, found on");
+  }
   // Others may go on reading, renaming and deleting it. Folders can be opened only with BACKUP_SEMANTICS, and are then told apart.
   constexpr DWORD kSharing = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
   file_ = ::CreateFileW(wide(path).c_str(), GENERIC_READ, kSharing, nullptr, OPEN_EXISTING, FILE_FLAG_BACKUP_SEMANTICS,

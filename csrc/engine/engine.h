@@ -43,7 +43,7 @@ class Engine {
   const char* isa() const { return workspace_.kernels.isa; }
   KvShape kv_shape(KvFormat format) const { return model_.kv_shape(format); }
   MemoryNeeds memory(size_t context, KvFormat format) const;
-  // Has the system read the weights ahead, in the background.
+  // Has the system read the weights ahead, in the background; with HugePages::on they are read now, see MappedFile.
   void prefetch() const { file_->mapping().prefetch(); }
   // Room for steps with adapters that share an input with so many ranks together, over such a model. Waits for a step that runs; not to
   // be called with Python's lock, which such a step may want.

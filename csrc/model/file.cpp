@@ -57,7 +57,7 @@ const char* role_name(Role role) {
   return name != nullptr ? name : "unknown";
 }
 
-ModelFile::ModelFile(const std::string& path) : file_(path) {
+ModelFile::ModelFile(const std::string& path, HugePages huge_pages) : file_(path, huge_pages) {
   check_header();
   check_head_crc();
   check_zeros("padding before the weights", header().tokenizer_offset + header().tokenizer_bytes,

@@ -68,7 +68,7 @@ static_assert(sizeof(TensorRecord) == 64);
 class ModelFile {
  public:
   // Opens, maps and checks. Throws model_file errors that name the field, what was expected and what was found.
-  explicit ModelFile(const std::string& path);
+  explicit ModelFile(const std::string& path, HugePages huge_pages = HugePages::automatic);
 
   const ModelSpec& spec() const { return *reinterpret_cast<const ModelSpec*>(file_.data() + sizeof(FileHeader)); }
   std::span<const TensorRecord> tensors() const;

@@ -60,7 +60,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Measures and prints."""
-    file = opened.model_file(options)
+    file = opened.model_file(options, options.huge_pages)
     longest, context = max(options.prompt, options.generate), file.spec["context"]
     if longest > context:
         raise RequestError(f"expected at most {context} tokens, the context of the model, found {longest}")
@@ -70,6 +70,7 @@ def execute(options: argparse.Namespace) -> int:
         "isa": _core.active_isa(),
         "activations": opened.activations(options),
         "kv": options.kv,
+        "huge_pages": options.huge_pages,
         "results": [asdict(result) for result in results],
     }
     if options.json:

@@ -58,7 +58,7 @@ def execute(options: argparse.Namespace) -> int:
     """Evaluates and prints."""
     with open(options.perplexity, "rb") as stream:
         text = opened.text(stream, str(options.perplexity))
-    file = opened.model_file(options)
+    file = opened.model_file(options, options.huge_pages)
     tokenizer, bos = Tokenizer.open(file), _opening_token(file)
     ctx = options.ctx or min(512, file.spec["context"])
     tokens = np.asarray(tokenizer.encode(text.removesuffix("\n"), add_special=True), np.int32)

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 __all__ = ["activations", "model_file", "text"]
 
 
-def model_file(options: argparse.Namespace) -> _core.ModelFile:
+def model_file(
+    options: argparse.Namespace, huge_pages: Literal["auto", "on", "off"] = "auto"
+) -> _core.ModelFile:
     """The model.bin of `options.model`, fetched and converted if need be."""
     from pyinfer import _core, hub
 
     with terminal.progress() as progress:
         path = hub.resolve(options.model, cache=options.cache, progress=progress)
-    return _core.ModelFile(str(path))
+    return _core.ModelFile(str(path), huge_pages)
 
 
 def activations(options: argparse.Namespace) -> Literal["int8", "f32"]:

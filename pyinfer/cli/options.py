@@ -129,6 +129,13 @@ def add_engine(parser: argparse.ArgumentParser, *, threads: bool = True) -> None
         default="f16",
         help="how keys and values are kept: f16 (default), or q8 in half the memory",
     )
+    parser.add_argument(
+        "--huge-pages",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="pages of 2 MiB for the weights: where the file's cache has them (auto, default), in a private copy "
+        "of the file (on), or none (off)",
+    )
     add_cache(parser)
 
 

@@ -108,7 +108,13 @@ def _load(options: argparse.Namespace) -> Model:
             path = hub.resolve(options.model, cache=options.cache, progress=progress)
     stack = [] if options.merge else options.lora
     model = pyinfer.load(
-        path, threads=options.threads, context=options.ctx, activations=chosen, kv=options.kv, adapters=stack
+        path,
+        threads=options.threads,
+        context=options.ctx,
+        activations=chosen,
+        kv=options.kv,
+        huge_pages=options.huge_pages,
+        adapters=stack,
     )
     if options.ctx == "fit":
         terminal.note(f"pyinfer: a context of {model.context} tokens fits into the free memory")

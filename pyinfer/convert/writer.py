@@ -52,6 +52,7 @@ FLAGS = ("tied_head", "qkv_bias", "o_bias", "qk_norm", "post_norms", "gelu", "lo
 """Fields of `Spec` by the number of their bit."""
 
 _CHUNK_VALUES = 2 << 20  # values packed at once, 8 MiB as floats
+_HUGE_PAGE = 2 << 20  # bytes; what is written in such pieces is kept in such pages by Linux, and read faster
 _MAX_WORKERS = 16  # each holds a range of rows
 
 
@@ -200,6 +201,41 @@ class _File:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.output)) from None
+
+
+class _Stream:
+    """Writes a file from its beginning to its end in whole pieces of _HUGE_PAGE bytes; what is left out is zero."""
+
+    def __init__(self, file: _File) -> None:
+        self._file = file
+        self._piece = bytearray(_HUGE_PAGE)
+        self._start = 0  # where the piece lies in the file
+        self._filled = 0
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Puts bytes at an offset that is not below the end of what was written."""
+        self._fill_to(offset)
+        while data:
+            n = min(len(data), _HUGE_PAGE - self._filled)
+            self._piece[self._filled : self._filled + n] = data[:n]
+            data = data[n:]
+            self._advance(n)
+
+    def finish(self) -> None:
+        """Writes what stands in the last piece."""
+        self._file.write(memoryview(self._piece)[: self._filled], self._start)
+
+    def _fill_to(self, offset: int) -> None:
+        while (gap := offset - self._start - self._filled) > 0:
+            n = min(gap, _HUGE_PAGE - self._filled)
+            self._piece[self._filled : self._filled + n] = bytes(n)
+            self._advance(n)
+
+    def _advance(self, n: int) -> None:
+        self._filled += n
+        if self._filled == _HUGE_PAGE:
+            self.finish()
+            self._start, self._filled = self._start + _HUGE_PAGE, 0
 
 
 @dataclass(frozen=True)
@@ -361,9 +397,10 @@ def _write_weights(
 ) -> Iterator[tuple[Placement, int]]:
     """Writes ranges as they come; gives each finished tensor with its checksum."""
     crc = at = 0
+    stream = _Stream(file)
     for job, packed in results:
         data = packed.data.data
-        file.write(data, layout.weights_offset + job.place.offset + at)
+        stream.write(data, layout.weights_offset + job.place.offset + at)
         crc, at = zlib.crc32(data, crc), at + len(data)
         sums.add(job.place, packed)
         if progress:
@@ -371,6 +408,7 @@ def _write_weights(
         if job.last:
             yield job.place, crc
             crc = at = 0
+    stream.finish()
 
 
 def _write_front(file: _File, layout: _Layout, spec: Spec, table: bytes, metadata: Metadata) -> None:

@@ -137,6 +137,14 @@ static void test_options(void) {
   options.kv = -1;
   REFUSED(pyi_model_open(path, &options, &model), PYI_REQUEST, "kv: expected");
   options.kv = PYI_KV_Q8;
+  options.huge_pages = 3;
+  REFUSED(pyi_model_open(path, &options, &model), PYI_REQUEST, "huge_pages: expected PYI_HUGE_PAGES_AUTO, _ON or _OFF");
+  options.huge_pages = PYI_HUGE_PAGES_ON;
+  REFUSED(pyi_model_open(path, &options, &model), PYI_REQUEST, "prefetch: expected 1 with PYI_HUGE_PAGES_ON");
+  options.huge_pages = PYI_HUGE_PAGES_OFF;
+  options.reserved = 1;
+  REFUSED(pyi_model_open(path, &options, &model), PYI_UNSUPPORTED, "pyi_model_options.reserved: expected 0, found 1");
+  options.reserved = 0;
   options.context_limit = CONTEXT + 1;
   REFUSED(pyi_model_open(path, &options, &model), PYI_REQUEST, "context_limit: expected at most 512");
   CHECK(model == NULL);

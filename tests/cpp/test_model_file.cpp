@@ -416,6 +416,40 @@ TEST(model_file, cut_while_mapped_is_an_error) {
 #endif
 }
 
+// The copy stands where the mapping stood, and needs the file no more.
+TEST(model_file, huge_pages_are_a_copy) {
+  const Bytes good = small_file();
+  const tiny::TemporaryFile file(good);
+#if defined(__linux__)
+  std::string setting;
+  std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled"), setting);
+  if (!setting.empty() && setting.find("[never]") == std::string::npos) {
+    const ModelFile model(file.path(), HugePages::on);
+    const std::uint8_t* const before = model.mapping().data();
+    CHECK_EQUAL(reinterpret_cast<std::uintptr_t>(before) % (2u << 20), 0u);
+    for (int i = 0; i < 2; ++i) model.mapping().prefetch();
+    CHECK(model.mapping().data() == before);
+    CHECK(std::equal(good.begin(), good.end(), before));
+    std::filesystem::resize_file(file.path(), 4096);
+    CHECK(model.verify(model.tensors()[0]));
+    return;
+  }
+#endif
+  CHECK_ERROR(ModelFile(file.path(), HugePages::on), request, "huge_pages: expected auto or off");
+}
+
+#if defined(__linux__)
+TEST(model_file, cut_before_it_is_copied_is_an_error) {
+  std::string setting;
+  std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled"), setting);
+  if (setting.empty() || setting.find("[never]") != std::string::npos) return;
+  const tiny::TemporaryFile file(small_file());
+  const ModelFile model(file.path(), HugePages::on);
+  std::filesystem::resize_file(file.path(), 4096);
+  for (int i = 0; i < 2; ++i) CHECK_ERROR(model.mapping().prefetch(), model_file, "found 4096");
+}
+#endif
+
 TEST(model_file, names_are_utf_8) {
   const std::filesystem::path path = std::filesystem::temp_directory_path() / u8"pyinfer-test-äöü-模型";
   const std::u8string name = path.u8string();

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -185,6 +187,36 @@ def test_nothing_is_read_of_a_model_that_does_not_fit(
     with pytest.raises(MemoryLimitError):
         load(stories_model_bin, threads=1)
     assert read == [True]
+
+
+def _huge_pages() -> bool:
+    """Whether this system gives large pages on request."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[never]" not in setting.read_text()
+
+
+@pytest.mark.parametrize("huge_pages", ["auto", "on", "off"])
+def test_pages_change_no_bit(
+    stories_model_bin: Path, huge_pages: Literal["auto", "on", "off"], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.bin"
+    shutil.copy(stories_model_bin, path)
+    with load(stories_model_bin, threads=1) as model:
+        expected = model.logits([1, 2, 3])
+    if huge_pages == "on" and not _huge_pages():
+        with pytest.raises(RequestError, match=r"^huge_pages: expected auto or off.*, found on$"):
+            load(path, threads=1, huge_pages=huge_pages)
+        return
+    with load(path, threads=1, huge_pages=huge_pages) as model:
+        assert np.array_equal(model.logits([1, 2, 3]), expected)
+        if huge_pages == "on":  # a copy needs its file no more
+            os.truncate(path, 4096)
+            assert np.array_equal(model.logits([1, 2, 3]), expected)
+
+
+def test_pages_of_no_known_kind(stories_model_bin: Path) -> None:
+    with pytest.raises(RequestError, match=r"^huge_pages: expected auto, on or off, found 'yes'$"):
+        load(stories_model_bin, huge_pages="yes")  # type: ignore[arg-type]
 
 
 def test_the_largest_size_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:

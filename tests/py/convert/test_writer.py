@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from gguf_writer import TinyLlama, write_llama
-from pyinfer import _core, convert
+from pyinfer import _core, convert, files
 from pyinfer.convert import writer
 from pyinfer.errors import ModelFileError
 
@@ -148,6 +148,27 @@ def test_a_device_is_not_replaced_by_a_file(source: Path, tmp_path: Path) -> Non
     with pytest.raises(OSError, match="expected a regular file or none"):
         convert.convert(source, pipe)
     assert pipe.is_fifo() and names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("piece", [1000, 4096, 1 << 24])
+def test_weights_are_written_in_whole_pieces(
+    piece: int, source: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, whatever the sizes of tensors; only the last may be shorter."""
+    monkeypatch.setattr(writer, "_HUGE_PAGE", piece)
+    written: list[tuple[int, int]] = []
+    write_at = files.write_at
+
+    def watched(descriptor: int, data: memoryview, offset: int) -> int:
+        written.append((offset, len(data)))
+        return write_at(descriptor, data, offset)
+
+    monkeypatch.setattr(files, "write_at", watched)
+    convert.convert(source, tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == whole
+    pieces = written[:-3]  # then metadata, tokenizer and head
+    assert [offset for offset, _ in pieces] == [i * piece for i in range(len(pieces))]
+    assert {size for _, size in pieces[:-1]} <= {piece} and sum(size for _, size in pieces) == len(whole)
 
 
 def test_leftover_of_a_killed_run_is_taken_over(source: Path, whole: bytes, tmp_path: Path) -> None:
