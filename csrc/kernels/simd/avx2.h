@@ -6,6 +6,18 @@
 namespace pyinfer {
 namespace {
 
+// Additions in the order they are written: GCC 12 rearranges a run of them to a tree, whose leaves do not fit the registers.
+inline __m256i add_words(__m256i sum, __m256i a) {
+  sum = _mm256_add_epi16(sum, a);
+  asm("" : "+x"(sum));
+  return sum;
+}
+inline I add_in_order(I sum, I a) {
+  sum = _mm256_add_epi32(sum, a);
+  asm("" : "+x"(sum));
+  return sum;
+}
+
 inline I widen_pairs(__m256i a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
 
 // Kinds of integer weights: how the four weight bytes of each lane meet the four activations at `x`, and add up over a run of columns.
@@ -16,9 +28,7 @@ struct U4 {
   typedef __m256i Sum;
   static Weights prepare(B a) { return a; }
   static Sum start(I) { return _mm256_setzero_si256(); }
-  static Sum add(Sum sum, Weights w, const int8_t* x) {
-    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, four_bytes(x)));
-  }
+  static Sum add(Sum sum, Weights w, const int8_t* x) { return add_words(sum, _mm256_maddubs_epi16(w, four_bytes(x))); }
   static I finish(Sum sum, I offset) { return _mm256_add_epi32(widen_pairs(sum), offset); }
 };
 
@@ -29,7 +39,7 @@ struct U6 {
   static Weights prepare(B a) { return a; }
   static Sum start(I offset) { return offset; }
   static Sum add(Sum sum, Weights w, const int8_t* x) {
-    return _mm256_add_epi32(sum, widen_pairs(_mm256_maddubs_epi16(w, four_bytes(x))));
+    return add_in_order(sum, widen_pairs(_mm256_maddubs_epi16(w, four_bytes(x))));
   }
   static I finish(Sum sum, I) { return sum; }
 };
@@ -44,7 +54,7 @@ struct S8 {
   static Sum start(I) { return _mm256_setzero_si256(); }
   static Sum add(Sum sum, Weights w, const int8_t* x) {
     const __m256i signed_x = _mm256_sign_epi8(four_bytes(x), w.sign);
-    return _mm256_add_epi32(sum, widen_pairs(_mm256_maddubs_epi16(w.magnitude, signed_x)));
+    return add_in_order(sum, widen_pairs(_mm256_maddubs_epi16(w.magnitude, signed_x)));
   }
   static I finish(Sum sum, I) { return sum; }
 };
