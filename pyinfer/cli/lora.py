@@ -1,6 +1,6 @@
 """Look at adapters, check them, write a stack of them as one.
 
-inspect: rank, scaling, size of each change, and what merging it into 8 or 4 bits would leave of it.
+inspect: rank, scaling, size of each change, and what merging it into 8 or 4 bits would leave of it; --plot draws the sizes.
 check: whether attached, merged and exported give the same logits on this machine; exit code 1 if not.
 export: write a stack as one PEFT adapter, exactly by concatenation, or cut to a rank with --rank.
 """
@@ -36,6 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", dest="model", metavar="MODEL", help=f"the model it is for: {common.MODEL_HELP}"
     )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="inspect: draw the sizes of the changes too, .png or .svg"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="export: the folder to write")
     parser.add_argument("--rank", type=common.count(), metavar="N", help="export: cut all ranks to N")
     parser.add_argument("-t", "--threads", type=common.count(), metavar="N", help="check: threads")
@@ -52,6 +55,8 @@ def execute(options: argparse.Namespace) -> int:
         raise RequestError(f"{options.action} needs --base MODEL")
     if options.output is None and options.action == "export":
         raise RequestError("export needs --output DIR")
+    if options.plot is not None:
+        _plottable(options)
     weighted = merging.loaded(options.adapters)
     actions = {"inspect": _inspect, "check": _check, "export": _export}
     return actions[options.action](weighted, options)
@@ -67,12 +72,28 @@ def _model(options: argparse.Namespace) -> Path:
 # inspect
 
 
+def _plottable(options: argparse.Namespace) -> None:
+    """Refuses a picture that cannot be drawn before anything is read."""
+    from pyinfer import picture
+    from pyinfer.errors import RequestError
+
+    if options.action != "inspect":
+        raise RequestError(f"--plot belongs to inspect, found {options.action}")
+    if options.model is None:
+        raise RequestError("--plot needs --base MODEL")
+    picture.checked(options.plot)
+
+
 def _inspect(weighted: Weighted, options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from pyinfer import checking
+    from pyinfer import checking, picture
 
     looked = [] if options.model is None else list(checking.look(weighted, _model(options)))
+    if options.plot is not None:
+        stack = " + ".join(f"{weight:g} · {adapter.name}" for adapter, weight in weighted)
+        picture.draw(looked, f"size of the change: {stack} on {Path(options.model).name}", options.plot)
+        terminal.note(f"wrote {options.plot}")
     report = [_adapter(adapter, weight) for adapter, weight in weighted]
     if options.json:
         terminal.print_json({"adapters": report, "changes": [asdict(one) for one in looked]})
