@@ -177,6 +177,22 @@ def test_inspect_as_json(run, base: Path) -> None:
     assert all(0 < one["relative"] < 1 and 0.8 < one["int8"] < 1.2 for one in report["changes"])
 
 
+def test_inspect_draws_a_picture(run, base: Path, tmp_path: Path) -> None:
+    inspect = ("lora", "inspect", FOLDER / "plain")
+    done = run(*inspect, "--base", base, "--plot", tmp_path / "changes.svg")
+    assert (done.returncode, f"wrote {tmp_path / 'changes.svg'}" in done.stderr) == (0, True)
+    assert "‖Δ‖ / ‖W‖ in %" in (tmp_path / "changes.svg").read_text(encoding="utf-8")
+    for words, options in (
+        (".png or .svg", ("--base", base, "--plot", tmp_path / "changes.gif")),
+        ("--plot needs --base", ("--plot", tmp_path / "changes.png")),
+    ):
+        refused = run(*inspect, *options)
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+        assert words in refused.stderr
+    elsewhere = run("lora", "check", FOLDER / "plain", "--base", base, "--plot", tmp_path / "changes.png")
+    assert (elsewhere.returncode, "--plot belongs to inspect" in elsewhere.stderr) == (1, True)
+
+
 def test_check_compares_the_ways(run, base: Path) -> None:
     done = run("lora", "check", FOLDER / "plain", f"{FOLDER / 'rslora'}:-0.3", "--base", base, "-t", 1)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "they agree")
