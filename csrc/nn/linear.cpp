@@ -11,6 +11,8 @@ namespace {
 constexpr size_t kTile = 16;
 // Weights that a thread takes at a time in a prefill: they stay in its second-level cache while the panels pass by.
 constexpr size_t kRunBytes = 128 << 10;
+// Weights of gate and up that meet a panel together.
+constexpr size_t kGatedBytes = 48 << 10;
 
 // The panels of one input. Few rows: every thread packs them for itself when it meets the job, which spares a barrier. Many rows:
 // they are packed once, together. Each kind of activations that the job needs has panels of its own; kind 0 is int8, 1 is f32.
@@ -177,6 +179,13 @@ void adapt(const LowRankJob& low, const PackedInput& packed, size_t target, size
   low.add(tiles);
 }
 
+// Tiles of gate and up that a thread multiplies at a time: several, since a call for one costs as much as its adapters; with many panels
+// as many as stay at hand while the panels pass by.
+size_t gated_tiles(size_t n_panels, size_t tile_bytes) {
+  constexpr size_t kMost = Workspace::kOwnTileCols / kTile;
+  return n_panels == 1 ? kMost : std::clamp<size_t>(kGatedBytes / tile_bytes, 1, kMost);
+}
+
 }  // namespace
 
 void linear(Workspace& w, const LinearInput& input, std::initializer_list<LinearTarget> targets) {
@@ -217,8 +226,7 @@ void linear_gated(Workspace& w, const LinearInput& input, const Matrix& gate, co
                  for (size_t target = 0; target < 2; ++target)
                    low.expect({target, 0, input.n_rows, begin, end, nullptr, 0});
                }
-               // With one panel several tiles at a time, since a call for one costs as much as its adapters; else the weights of one stay at hand.
-               const size_t at_once = packed.n_panels() == 1 ? kCols / kTile : 1;
+               const size_t at_once = gated_tiles(packed.n_panels(), gate.tile_bytes + up.tile_bytes);
                for (size_t tile = begin; tile < end; tile += at_once) {
                  const size_t last = std::min(tile + at_once, end);
                  for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
