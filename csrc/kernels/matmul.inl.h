@@ -69,36 +69,36 @@ struct Dots {
   typename Kind::Sum sums[R];
 
   template <class Offset>
-  void start(Offset offset) {
+  PYINFER_INLINE void start(Offset offset) {
     PYINFER_UNROLL
     for (int r = 0; r < R; ++r) sums[r] = Kind::start(offset(r));
   }
   // Columns 4·J … 4·J+3 and the next four, of a block whose activations are at `x`.
   template <int J>
-  void add(B w0, B w1, const int8_t* x) {
+  PYINFER_INLINE void add(B w0, B w1, const int8_t* x) {
     add_four(Kind::prepare(w0), x + 4 * J * R);
     add_four(Kind::prepare(w1), x + 4 * (J + 1) * R);
   }
-  void add_four(typename Kind::Weights w, const int8_t* x) {
+  PYINFER_INLINE void add_four(typename Kind::Weights w, const int8_t* x) {
     PYINFER_UNROLL
     for (int r = 0; r < R; ++r) sums[r] = Kind::add(sums[r], w, x + 4 * r);
   }
   template <class Offset>
-  I finish(int r, Offset offset) const {
+  PYINFER_INLINE I finish(int r, Offset offset) const {
     return Kind::finish(sums[r], offset(r));
   }
 };
 
 // Adds the products of columns 4·J … 4·End−1 of a block.
 template <class Format, int J, int End, class Sums>
-inline void add_columns(const typename Format::Group& group, int b, int strip, const int8_t* x, Sums& dots) {
+PYINFER_INLINE void add_columns(const typename Format::Group& group, int b, int strip, const int8_t* x, Sums& dots) {
   dots.template add<J>(four_columns<Format, J>(group, b, strip), four_columns<Format, J + 1>(group, b, strip), x);
   if constexpr (J + 2 < End) add_columns<Format, J + 2, End>(group, b, strip, x, dots);
 }
 
 // One run of a block (all of it, or its first or second half) with all rows, for one strip.
 template <class Format, int R, int Run>
-inline void add_run(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, F (&sums)[R]) {
+PYINFER_INLINE void add_run(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, F (&sums)[R]) {
   constexpr int kRuns = kBlock / Format::kRun, kFours = Format::kRun / 4;
   const auto offset_of = [&](int r) { return offset<Format, R>(x, r, Run); };
   Dots<typename IntegersOf<Format>::Kind, R> dots;
@@ -130,7 +130,7 @@ inline void prefetch_ahead(const typename Format::Group& group, int b) {
 
 // The minimum of each run of a block times the sum of its activations.
 template <class Format, int R, int Run>
-inline void add_minimum(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, F (&sums)[R]) {
+PYINFER_INLINE void add_minimum(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, F (&sums)[R]) {
   constexpr int kRuns = kBlock / Format::kRun;
   const F m = run_minimum<Format>(group, b * kRuns + Run, strip);
   PYINFER_UNROLL
@@ -139,7 +139,7 @@ inline void add_minimum(const typename Format::Group& group, int b, int strip, c
 }
 
 template <class Format, int R, int S>
-inline void int8_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const PanelBlock<R>* x,
+PYINFER_INLINE void int8_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const PanelBlock<R>* x,
                         F (&sums)[S][R]) {
   for (size_t g = 0; g < n_groups; ++g) {
     for (int b = 0; b < Format::kGroupCols / kBlock; ++b, ++x) {

@@ -56,7 +56,7 @@ inline F run_minimum(const typename Format::Group& group, int run, int strip) {
 
 // Columns 4·J … 4·J+3 of block `b`: unsigned integers of up to 6 bits, or signed bytes (8 bits, levels of a codebook).
 template <class Format, int J>
-inline B four_columns(const typename Format::Group& group, int b, int strip) {
+PYINFER_INLINE B four_columns(const typename Format::Group& group, int b, int strip) {
   const int at = 4 * kLanes * strip;
   if constexpr (Format::kBits == 8) {
     return b_load(group.q[b] + 64 * J + at);
@@ -77,7 +77,7 @@ inline B four_columns(const typename Format::Group& group, int b, int strip) {
 
 // Column `c` of a group as kLanes float values.
 template <class Format>
-inline F column_values(const typename Format::Group& group, int strip, int c) {
+PYINFER_INLINE F column_values(const typename Format::Group& group, int strip, int c) {
   const int lane = kLanes * strip;
   if constexpr (is_float_format<Format>) {
     if constexpr (sizeof group.v[0][0] == sizeof(float)) {

@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "kernels/dispatch.h"
+#include "isas.h"
 #include "reference.h"
 
 constexpr double u = 0x1p-24;
@@ -22,10 +22,4 @@ inline std::vector<pyinfer::Format> quantised_formats() {
   for (const pyinfer::Format format : all_formats)
     if (reference::is_quantised(format)) quantised.push_back(format);
   return quantised;
-}
-
-template <class Each>
-void on_every_isa(Each each) {
-  for (const pyinfer::Isa& isa : pyinfer::isas())
-    if (isa.runs_here()) each(*isa.table());
 }

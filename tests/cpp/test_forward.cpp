@@ -4,7 +4,7 @@
 #include "base/buffer.h"
 #include "base/thread_pool.h"
 #include "check.h"
-#include "kernels/dispatch.h"
+#include "isas.h"
 #include "model/decoder.h"
 #include "tiny_model.h"
 
@@ -117,12 +117,6 @@ std::vector<double> sorted_errors(const std::vector<float>& found, const std::ve
   }
   std::sort(errors.begin(), errors.end());
   return errors;
-}
-
-template <class Each>
-void on_every_isa(Each each) {
-  for (const Isa& isa : isas())
-    if (isa.runs_here()) each(*isa.table());
 }
 
 // The two passes differ by float rounding, a few u, except where that tips a number which is rounded coarsely to its neighbour: a

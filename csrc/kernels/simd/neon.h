@@ -36,7 +36,7 @@ struct U4 {
     const int8x16_t four = same_four(x);
     return {add_low(sum.low, w, four), add_high(sum.high, w, four)};
   }
-  static I finish(Sum sum, I offset) { return vpadalq_s16(offset, vpaddq_s16(sum.low, sum.high)); }
+  static PYINFER_INLINE I finish(Sum sum, I offset) { return vpadalq_s16(offset, vpaddq_s16(sum.low, sum.high)); }
 };
 
 struct U6 {};  // unsigned, up to 6 bits
@@ -48,12 +48,12 @@ struct PairedDots {
   Halves<I> sums[R];
 
   template <class Offset>
-  void start(Offset) {
+  PYINFER_INLINE void start(Offset) {
     PYINFER_UNROLL
     for (int r = 0; r < R; ++r) sums[r] = {i_set(0), i_set(0)};
   }
   template <int J>
-  void add(B w0, B w1, const int8_t* x) {
+  PYINFER_INLINE void add(B w0, B w1, const int8_t* x) {
     PYINFER_UNROLL
     for (int r = 0; r < R; ++r) {
       const int8x16_t x0 = same_four(x + 4 * (J * R + r)), x1 = same_four(x + 4 * ((J + 1) * R + r));
@@ -61,13 +61,13 @@ struct PairedDots {
       sums[r].high = vpadalq_s16(sums[r].high, add_high(mul_high(w0, x0), w1, x1));
     }
   }
-  I sum(int r) const { return vpaddq_s32(sums[r].low, sums[r].high); }
+  PYINFER_INLINE I sum(int r) const { return vpaddq_s32(sums[r].low, sums[r].high); }
 };
 
 template <int R>
 struct Dots<U6, R> : PairedDots<R> {
   template <class Offset>
-  I finish(int r, Offset offset) const {
+  PYINFER_INLINE I finish(int r, Offset offset) const {
     return i_add(this->sum(r), offset(r));
   }
 };
@@ -75,7 +75,7 @@ struct Dots<U6, R> : PairedDots<R> {
 template <int R>
 struct Dots<S8, R> : PairedDots<R> {
   template <class Offset>
-  I finish(int r, Offset) const {
+  PYINFER_INLINE I finish(int r, Offset) const {
     return this->sum(r);
   }
 };

@@ -24,23 +24,23 @@ struct LaneDots {
   I sums[R];
 
   template <class Offset>
-  void start(Offset offset) {
+  PYINFER_INLINE void start(Offset offset) {
     PYINFER_UNROLL
     for (int r = 0; r < R; ++r) sums[r] = kOffset ? offset(r) : i_set(0);
   }
   template <int J>
-  void add(B w0, B w1, const int8_t* x) {
+  PYINFER_INLINE void add(B w0, B w1, const int8_t* x) {
     add_four<J, 0>(as_signed(w0), x);
     add_four<J + 1, 0>(as_signed(w1), x);
   }
   template <int J, int r>
-  void add_four(int8x16_t w, const int8_t* x) {
+  PYINFER_INLINE void add_four(int8x16_t w, const int8_t* x) {
     constexpr int kAt = J * R + r;
     sums[r] = vdotq_laneq_s32(sums[r], w, vld1q_s8(x + kAt / 4 * 16), kAt % 4);
     if constexpr (r + 1 < R) add_four<J, r + 1>(w, x);
   }
   template <class Offset>
-  I finish(int r, Offset) const {
+  PYINFER_INLINE I finish(int r, Offset) const {
     return sums[r];
   }
 };
