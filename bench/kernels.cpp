@@ -162,6 +162,7 @@ void add_matmuls(std::vector<Entry>& list, const Kernels& kernels) {
       if (most >= 4) add("memory-4-rows", 4, kMemoryBytes);
       if (most > 4) add("memory-" + std::to_string(most) + "-rows", most, kMemoryBytes);
       add("memory-2-rows", 2, kMemoryBytes);
+      add("cache-1-row", 1, kCacheBytes);
       add("cache-" + std::to_string(most) + "-rows", most, kCacheBytes);
     }
   }

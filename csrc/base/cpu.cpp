@@ -10,6 +10,7 @@
 #if defined(__linux__)
 #include <sched.h>
 #elif defined(__APPLE__)
+#include <pthread/qos.h>
 #include <sys/sysctl.h>
 #endif
 
@@ -66,6 +67,12 @@ int default_threads() {
 int available_processors() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
 int default_threads() { return available_processors(); }
 #endif
+
+void cpu_prefer_fast_cores() {
+#if defined(__APPLE__)
+  ::pthread_set_qos_class_self_np(QOS_CLASS_USER_INITIATED, 0);
+#endif
+}
 
 void cpu_wait(int spin) {
   constexpr int kSpins = 4000;

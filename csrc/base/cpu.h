@@ -19,6 +19,9 @@ int available_processors();
 // Physical cores among them, at least 1: what a memory-bound program should use. On hybrid CPUs only the fast ones.
 int default_threads();
 
+// Tells the system that someone waits for what this thread computes: macOS then prefers fast cores for it. Others have no such call.
+void cpu_prefer_fast_cores();
+
 // For loops that wait for another thread within microseconds, with the number of rounds so far: after many it lets others run.
 void cpu_wait(int spin);
 

@@ -94,6 +94,7 @@ void ThreadPool::work_on(const Job& job, int thread) {
 }
 
 void ThreadPool::thread_main(int thread) {
+  cpu_prefer_fast_cores();
   uint32_t seen = 0;
   while (wait_for_job(seen)) {
     if (!enter(seen)) continue;

@@ -25,58 +25,76 @@ inline int16x8_t add_low(int16x8_t sum, B w, int8x16_t x) {
 }
 inline int16x8_t add_high(int16x8_t sum, B w, int8x16_t x) { return vmlal_high_s8(sum, as_signed(w), x); }
 
-// Kinds of integer weights: how the four weight bytes of each lane meet the four activations at `x`, and add up over a run of columns.
-// Unsigned, 4 bits: eight products reach 8 · 15 · 127 = 15240 in 16 bits and pairs of their sums 30480, so they are widened once a block.
-struct U4 {
-  typedef B Weights;
-  typedef Halves<int16x8_t> Sum;
-  static Weights prepare(B a) { return a; }
-  static Sum start(I) { return {vdupq_n_s16(0), vdupq_n_s16(0)}; }
-  static Sum add(Sum sum, Weights w, const int8_t* x) {
-    const int8x16_t four = same_four(x);
-    return {add_low(sum.low, w, four), add_high(sum.high, w, four)};
-  }
-  static PYINFER_INLINE I finish(Sum sum, I offset) { return vpadalq_s16(offset, vpaddq_s16(sum.low, sum.high)); }
-};
-
-struct U6 {};  // unsigned, up to 6 bits
+// Kinds of integer weights.
+struct U4 {};  // unsigned, 4 bits
+struct U6 {};  // unsigned, 5 bits over runs of 32 columns or 6 over runs of 16
 struct S8 {};  // signed bytes
 
-// Two products reach 2 · 128 · 127 = 32512 in 16 bits: eight columns together, then widened.
+// The sums of a run in 16 bits, widened once. Of U4 eight products reach 8 · 15 · 127 = 15240 and pairs of such sums 30480; of U6 eight
+// products of 5 bits reach 31496 and four of 6 bits 32004.
 template <int R>
-struct PairedDots {
-  Halves<I> sums[R];
+struct NarrowDots {
+  Halves<int16x8_t> sums[R];
+  bool started;  // known to the compiler wherever it is asked
 
   template <class Offset>
   PYINFER_INLINE void start(Offset) {
-    PYINFER_UNROLL
-    for (int r = 0; r < R; ++r) sums[r] = {i_set(0), i_set(0)};
+    started = false;
   }
   template <int J>
   PYINFER_INLINE void add(B w0, B w1, const int8_t* x) {
     PYINFER_UNROLL
     for (int r = 0; r < R; ++r) {
       const int8x16_t x0 = same_four(x + 4 * (J * R + r)), x1 = same_four(x + 4 * ((J + 1) * R + r));
-      sums[r].low = vpadalq_s16(sums[r].low, add_low(mul_low(w0, x0), w1, x1));
-      sums[r].high = vpadalq_s16(sums[r].high, add_high(mul_high(w0, x0), w1, x1));
+      const Halves<int16x8_t> first =
+          started ? Halves<int16x8_t>{add_low(sums[r].low, w0, x0), add_high(sums[r].high, w0, x0)}
+                  : Halves<int16x8_t>{mul_low(w0, x0), mul_high(w0, x0)};
+      sums[r] = {add_low(first.low, w1, x1), add_high(first.high, w1, x1)};
     }
+    started = true;
   }
-  PYINFER_INLINE I sum(int r) const { return vpaddq_s32(sums[r].low, sums[r].high); }
 };
 
 template <int R>
-struct Dots<U6, R> : PairedDots<R> {
+struct Dots<U4, R> : NarrowDots<R> {
   template <class Offset>
   PYINFER_INLINE I finish(int r, Offset offset) const {
-    return i_add(this->sum(r), offset(r));
+    return vpadalq_s16(offset(r), vpaddq_s16(this->sums[r].low, this->sums[r].high));
   }
 };
 
 template <int R>
-struct Dots<S8, R> : PairedDots<R> {
+struct Dots<U6, R> : NarrowDots<R> {
+  template <class Offset>
+  PYINFER_INLINE I finish(int r, Offset offset) const {
+    return i_add(offset(r), vpaddq_s32(vpaddlq_s16(this->sums[r].low), vpaddlq_s16(this->sums[r].high)));
+  }
+};
+
+// Two products reach 2 · 128 · 127 = 32512 in 16 bits: eight columns together, then widened.
+template <int R>
+struct Dots<S8, R> {
+  Halves<I> sums[R];
+  bool started;
+
+  template <class Offset>
+  PYINFER_INLINE void start(Offset) {
+    started = false;
+  }
+  template <int J>
+  PYINFER_INLINE void add(B w0, B w1, const int8_t* x) {
+    PYINFER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const int8x16_t x0 = same_four(x + 4 * (J * R + r)), x1 = same_four(x + 4 * ((J + 1) * R + r));
+      const int16x8_t low = add_low(mul_low(w0, x0), w1, x1), high = add_high(mul_high(w0, x0), w1, x1);
+      sums[r].low = started ? vpadalq_s16(sums[r].low, low) : vpaddlq_s16(low);
+      sums[r].high = started ? vpadalq_s16(sums[r].high, high) : vpaddlq_s16(high);
+    }
+    started = true;
+  }
   template <class Offset>
   PYINFER_INLINE I finish(int r, Offset) const {
-    return this->sum(r);
+    return vpaddq_s32(sums[r].low, sums[r].high);
   }
 };
 

@@ -19,6 +19,21 @@ typedef Integers<true> U4;  // unsigned, 4 bits
 typedef Integers<true> U6;  // unsigned, up to 6 bits
 typedef Integers<false> S8;
 
+// Adds the products with the four activations at x + 4 · at. The compiler must know `at`, so that loads of four such are shared.
+PYINFER_INLINE I dot_lane(I sum, int8x16_t w, const int8_t* x, int at) {
+  const int8x16_t four = vld1q_s8(x + at / 4 * 16);
+  switch (at % 4) {
+    case 0:
+      return vdotq_laneq_s32(sum, w, four, 0);
+    case 1:
+      return vdotq_laneq_s32(sum, w, four, 1);
+    case 2:
+      return vdotq_laneq_s32(sum, w, four, 2);
+    default:
+      return vdotq_laneq_s32(sum, w, four, 3);
+  }
+}
+
 template <bool kOffset, int R>
 struct LaneDots {
   I sums[R];
@@ -30,14 +45,10 @@ struct LaneDots {
   }
   template <int J>
   PYINFER_INLINE void add(B w0, B w1, const int8_t* x) {
-    add_four<J, 0>(as_signed(w0), x);
-    add_four<J + 1, 0>(as_signed(w1), x);
-  }
-  template <int J, int r>
-  PYINFER_INLINE void add_four(int8x16_t w, const int8_t* x) {
-    constexpr int kAt = J * R + r;
-    sums[r] = vdotq_laneq_s32(sums[r], w, vld1q_s8(x + kAt / 4 * 16), kAt % 4);
-    if constexpr (r + 1 < R) add_four<J, r + 1>(w, x);
+    PYINFER_UNROLL
+    for (int r = 0; r < R; ++r) sums[r] = dot_lane(sums[r], as_signed(w0), x, J * R + r);
+    PYINFER_UNROLL
+    for (int r = 0; r < R; ++r) sums[r] = dot_lane(sums[r], as_signed(w1), x, (J + 1) * R + r);
   }
   template <class Offset>
   PYINFER_INLINE I finish(int r, Offset) const {
