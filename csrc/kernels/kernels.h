@@ -8,9 +8,6 @@
 
 // Before a loop whose arrays must become registers: unrolled early. Without it GCC 12 keeps sums in memory.
 #define PYINFER_UNROLL _Pragma("GCC unroll 16")
-// What stands in an innermost loop and takes sums by reference. GCC stops inlining when the whole unit has grown by so much, and sums then
-// live in memory.
-#define PYINFER_INLINE inline __attribute__((always_inline))
 
 namespace pyinfer {
 

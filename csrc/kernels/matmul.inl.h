@@ -98,7 +98,8 @@ PYINFER_INLINE void add_columns(const typename Format::Group& group, int b, int 
 
 // One run of a block (all of it, or its first or second half) with all rows, for one strip.
 template <class Format, int R, int Run>
-PYINFER_INLINE void add_run(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, F (&sums)[R]) {
+PYINFER_INLINE void add_run(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x,
+                            F (&sums)[R]) {
   constexpr int kRuns = kBlock / Format::kRun, kFours = Format::kRun / 4;
   const auto offset_of = [&](int r) { return offset<Format, R>(x, r, Run); };
   Dots<typename IntegersOf<Format>::Kind, R> dots;
@@ -130,7 +131,8 @@ inline void prefetch_ahead(const typename Format::Group& group, int b) {
 
 // The minimum of each run of a block times the sum of its activations.
 template <class Format, int R, int Run>
-PYINFER_INLINE void add_minimum(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x, F (&sums)[R]) {
+PYINFER_INLINE void add_minimum(const typename Format::Group& group, int b, int strip, const PanelBlock<R>& x,
+                                F (&sums)[R]) {
   constexpr int kRuns = kBlock / Format::kRun;
   const F m = run_minimum<Format>(group, b * kRuns + Run, strip);
   PYINFER_UNROLL
@@ -139,8 +141,8 @@ PYINFER_INLINE void add_minimum(const typename Format::Group& group, int b, int 
 }
 
 template <class Format, int R, int S>
-PYINFER_INLINE void int8_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const PanelBlock<R>* x,
-                        F (&sums)[S][R]) {
+PYINFER_INLINE void int8_strips(const typename Format::Group* groups, size_t n_groups, int first_strip,
+                                const PanelBlock<R>* x, F (&sums)[S][R]) {
   for (size_t g = 0; g < n_groups; ++g) {
     for (int b = 0; b < Format::kGroupCols / kBlock; ++b, ++x) {
       if constexpr (kPrefetches<Format, R>) prefetch_ahead<Format>(groups[g], b);

@@ -4,6 +4,9 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+// Vocabularies may insist on inlining what stands in innermost loops; here the compiler does it.
+#define PYINFER_INLINE inline
+
 namespace pyinfer {
 namespace {
 
