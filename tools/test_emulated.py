@@ -36,7 +36,9 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "emulated.json"
 PROSE = ROOT / "tests" / "golden" / "prose.json"
 JOBS = 2
-WITHOUT_KERNELS = {f"cpp.{suite}" for suite in ("base", "cores", "formats", "model_file", "thread_pool")}
+WITHOUT_KERNELS = {
+    f"cpp.{suite}" for suite in ("allocations", "base", "cores", "formats", "model_file", "thread_pool")
+}
 WITHOUT_KERNELS |= {"cpp.sampling", "cpp.sampling_chain"}
 """Tests that no instruction set changes."""
 MAX_KL = 1e-4
@@ -282,6 +284,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="C++ tests and models on emulated processors")
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--build", type=Path, help="build folder")
+    parser.add_argument("--quick", action="store_true", help="each CPU with its best instruction set alone")
     parser.add_argument(
         "--write", action="store_true", help="write the golden tokens instead of expecting them"
     )
