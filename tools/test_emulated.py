@@ -7,7 +7,7 @@ build/tests unless told otherwise. Every CTest test runs on every CPU of the lis
 not ends the program there. Then models run on each: the instruction set must be the one expected, the greedy tokens
 those of tests/golden/emulated.json, the logits near those of this machine, and on all Arm CPUs the same to the bit.
 --write makes the golden file anew from what the CPUs say; --quick tests on each CPU its best instruction set alone, and
-what knows of none on the first CPU only.
+some suites on the first CPU only.
 
 Needs qemu-user (and the cross compiler), and the pyinfer package with a core for this machine. Exits with 1 on the
 first failure, and with 77 where a tool is missing.
@@ -36,11 +36,10 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "emulated.json"
 PROSE = ROOT / "tests" / "golden" / "prose.json"
 JOBS = 2
-WITHOUT_KERNELS = {
-    f"cpp.{suite}" for suite in ("allocations", "base", "cores", "formats", "model_file", "thread_pool")
-}
-WITHOUT_KERNELS |= {"cpp.sampling", "cpp.sampling_chain"}
-"""Tests that no instruction set changes."""
+ONCE = {"allocations", "base", "cores", "formats", "model_file", "thread_pool", "sampling", "sampling_chain"}
+ONCE |= {"adapters", "forward"}
+"""C++ suites that --quick runs on the first CPU only: those that no instruction set changes, and two that take minutes
+and add to kernels only what the whole models run as well."""
 MAX_KL = 1e-4
 """Mean Kullback-Leibler divergence, in nats a token, between an emulated machine and this one."""
 
@@ -181,7 +180,8 @@ def run_tests(target: Target, folder: Path, quick: bool) -> None:
                 (cpu, test)
                 for cpu in target.cpus
                 for test in tests
-                if test.first == first and not (quick and cpu != first_cpu and test.name in WITHOUT_KERNELS)
+                if test.first == first
+                and not (quick and cpu != first_cpu and test.name.removeprefix("cpp.") in ONCE)
             ]
             jobs = [pool.submit(run_test, target, cpu, test, quick) for cpu, test in due]
             try:
