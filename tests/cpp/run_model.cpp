@@ -1,4 +1,4 @@
-// Runs a model.bin on one thread: `run_model MODEL LOGITS GREEDY TOKEN…` evaluates the tokens, continues with GREEDY most likely
+// Runs a model.bin on one thread: `run_model MODEL ACTIVATIONS LOGITS GREEDY TOKEN…` evaluates the tokens, continues with GREEDY most likely
 // ones, and prints the instruction set and, on a line of its own, the ids of those. The file LOGITS, unless its name is empty,
 // becomes the logits behind each given token, (tokens, n_vocab) float32 as this machine stores them.
 // For machines without Python, emulated ones above all: tools/test_emulated.py and bench/count_instructions.py read what it tells.
@@ -39,8 +39,15 @@ std::int32_t most_likely(std::span<const float> logits) {
   return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
-void run(const char* path, const char* logits_path, int n_greedy, const std::vector<std::int32_t>& tokens) {
-  const auto engine = std::make_shared<Engine>(std::make_shared<ModelFile>(path), 1, Activations::int8);
+Activations activations_named(std::string_view name) {
+  if (name == "int8") return Activations::int8;
+  if (name == "f32") return Activations::f32;
+  throw Error(ErrorKind::request, "activations: expected int8 or f32, found " + std::string(name));
+}
+
+void run(const char* path, Activations activations, const char* logits_path, int n_greedy,
+         const std::vector<std::int32_t>& tokens) {
+  const auto engine = std::make_shared<Engine>(std::make_shared<ModelFile>(path), 1, activations);
   const std::size_t n_vocab = engine->spec().n_vocab;
   Session session(engine, tokens.size() + static_cast<std::size_t>(n_greedy));
   const bool all = *logits_path != '\0';
@@ -60,14 +67,14 @@ void run(const char* path, const char* logits_path, int n_greedy, const std::vec
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 5) {
-    std::fprintf(stderr, "usage: run_model MODEL LOGITS GREEDY TOKEN…\n");
+  if (argc < 6) {
+    std::fprintf(stderr, "usage: run_model MODEL int8|f32 LOGITS GREEDY TOKEN…\n");
     return 2;
   }
   try {
     std::vector<std::int32_t> tokens;
-    for (int i = 4; i < argc; ++i) tokens.push_back(whole_number(argv[i]));
-    run(argv[1], argv[2], whole_number(argv[3]), tokens);
+    for (int i = 5; i < argc; ++i) tokens.push_back(whole_number(argv[i]));
+    run(argv[1], activations_named(argv[2]), argv[3], whole_number(argv[4]), tokens);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -4,7 +4,7 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-// Vocabularies may insist on inlining what stands in innermost loops; here the compiler does it.
+// Vocabularies may insist on inlining what stands in innermost loops; here the compiler chooses.
 #define PYINFER_INLINE inline
 
 namespace pyinfer {

@@ -5,9 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
-// For what stands in an innermost loop and takes sums by reference. GCC stops inlining once a unit has grown by so much, and sums then
-// live in memory.
-#define PYINFER_INLINE inline __attribute__((always_inline))
+// Vocabularies may insist on inlining what stands in innermost loops; here the compiler chooses.
+#define PYINFER_INLINE inline
 
 namespace pyinfer {
 namespace {
