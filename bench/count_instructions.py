@@ -28,7 +28,7 @@ PANEL_ROWS = {"neon": 6, "neon_dotprod": 12, "neon_i8mm": 12}
 """Most rows of a panel, by instruction set: `kPanelRows` of its file in csrc/kernels/simd."""
 FORMATS = ("q4", "q4m", "q8", "q2k", "q3k", "q4k", "q5k", "q6k", "iq4k")
 STACK = ("vector-loads-from-stack", "vector-stores-to-stack")
-PROMPT, DECODED = 64, 8
+PROMPT, DECODED = 25, 2
 
 
 @dataclass(frozen=True)
