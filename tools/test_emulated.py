@@ -39,9 +39,11 @@ GOLDEN = ROOT / "tests" / "golden" / "emulated.json"
 PROSE = ROOT / "tests" / "golden" / "prose.json"
 JOBS = 2
 ONCE = {"allocations", "base", "cores", "formats", "model_file", "thread_pool", "sampling", "sampling_chain"}
-ONCE |= {"adapters", "forward"}
-"""C++ suites that --quick runs on the first CPU only: those that no instruction set changes, and two that take minutes
-and add to kernels only what the whole models run as well."""
+ONCE |= {"adapters"}
+"""C++ suites that --quick runs on the first CPU only: those that no instruction set changes, and one that takes a minute
+and adds to kernels only what the whole models run as well."""
+NOT_QUICK = {"forward"}
+"""What takes minutes on one CPU alone; the whole models do the same."""
 MAX_KL = {"f32": 1e-4, "int8": 1e-2}
 """Mean Kullback-Leibler divergence, in nats a token, of an emulated machine with such activations from this one with
 floats. A float that differs in its last bit may tip an int8 to its neighbour, and a few layers on all roundings are
@@ -192,7 +194,11 @@ def run_tests(target: Target, folder: Path, quick: bool) -> None:
                 for cpu in target.cpus
                 for test in tests
                 if test.first == first
-                and not (quick and cpu != first_cpu and test.name.removeprefix("cpp.") in ONCE)
+                and not (
+                    quick
+                    and test.name.removeprefix("cpp.")
+                    in (NOT_QUICK if cpu == first_cpu else ONCE | NOT_QUICK)
+                )
             ]
             jobs = [pool.submit(run_test, target, cpu, test, quick) for cpu, test in due]
             try:

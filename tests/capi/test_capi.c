@@ -725,28 +725,33 @@ int main(int argc, char** argv) {
   static const struct {
     const char* name;
     void (*run)(void);
+    int forks; /* QEMU's user mode cannot start threads in a fork, and has memory of its own there */
   } tests[] = {
-      {"library", test_library},
-      {"model", test_model},
-      {"contents", test_contents},
-      {"options", test_options},
-      {"bad_files", test_bad_files},
-      {"session", test_session},
-      {"session_refuses", test_session_refuses},
-      {"cancel", test_cancel},
-      {"forward", test_forward},
-      {"adapters", test_adapters},
-      {"sampling", test_sampling},
-      {"structs_of_other_versions", test_structs_of_other_versions},
-      {"handles", test_handles},
-      {"threads", test_threads},
-      {"cancel_from_another_thread", test_cancel_from_another_thread},
-      {"fork", test_fork},
-      {"memory", test_memory},
+      {"library", test_library, 0},
+      {"model", test_model, 0},
+      {"contents", test_contents, 0},
+      {"options", test_options, 0},
+      {"bad_files", test_bad_files, 0},
+      {"session", test_session, 0},
+      {"session_refuses", test_session_refuses, 0},
+      {"cancel", test_cancel, 0},
+      {"forward", test_forward, 0},
+      {"adapters", test_adapters, 0},
+      {"sampling", test_sampling, 0},
+      {"structs_of_other_versions", test_structs_of_other_versions, 0},
+      {"handles", test_handles, 0},
+      {"threads", test_threads, 0},
+      {"cancel_from_another_thread", test_cancel_from_another_thread, 0},
+      {"fork", test_fork, 1},
+      {"memory", test_memory, 1},
   };
   int failed = 0;
   for (size_t i = 0; i < sizeof tests / sizeof tests[0]; ++i) {
     n_checks = n_failed = 0;
+    if (tests[i].forks && getenv("PYINFER_TEST_EMULATOR") != NULL) {
+      printf("skip capi.%s: emulated\n", tests[i].name);
+      continue;
+    }
     tests[i].run();
     printf("%s capi.%s (%d checks, %d failed)\n", n_failed ? "FAIL" : "ok  ", tests[i].name, n_checks, n_failed);
     fflush(stdout);
