@@ -40,8 +40,8 @@ PROSE = ROOT / "tests" / "golden" / "prose.json"
 JOBS = 2
 ONCE = {"allocations", "base", "cores", "formats", "model_file", "thread_pool", "sampling", "sampling_chain"}
 ONCE |= {"adapters"}
-"""C++ suites that --quick runs on the first CPU only: those that no instruction set changes, and one that takes a minute
-and adds to kernels only what the whole models run as well."""
+"""C++ suites that --quick runs on the first CPU only: those that no instruction set changes, and one that takes a
+minute and adds to kernels only what the whole models run as well."""
 NOT_QUICK = {"forward"}
 """What takes minutes on one CPU alone; the whole models do the same."""
 MAX_KL = {"f32": 1e-4, "int8": 1e-2}

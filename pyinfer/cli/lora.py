@@ -1,6 +1,7 @@
 """Look at adapters, check them, write a stack of them as one.
 
-inspect: rank, scaling, size of each change, and what merging it into 8 or 4 bits would leave of it; --plot draws the sizes.
+inspect: rank, scaling, size of each change, and what merging it into 8 or 4 bits would leave of it;
+--plot draws the sizes.
 check: whether attached, merged and exported give the same logits on this machine; exit code 1 if not.
 export: write a stack as one PEFT adapter, exactly by concatenation, or cut to a rank with --rank.
 """

@@ -52,7 +52,7 @@ def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
     looked = [changed("v", 0, 0.1)]
     with pytest.raises(RequestError, match=r"ends in \.png or \.svg, found '.*changes\.bmp'"):
         picture.draw(looked, "", tmp_path / "changes.bmp")
-    with pytest.raises(RequestError, match="existing folder for the picture, found '.*nowhere'"):
+    with pytest.raises(RequestError, match=r"existing folder for the picture, found '.*nowhere'"):
         picture.draw(looked, "", tmp_path / "nowhere" / "changes.png")
     with pytest.raises(RequestError, match="at least one changed matrix"):
         picture.draw([], "", tmp_path / "changes.png")
