@@ -103,9 +103,9 @@ typedef struct pyi_model_options {
   uint64_t context_limit; /* tokens that a session may hold at most; 0 (default): what the model was trained for */
   int32_t prefetch; /* 1 (default): the system reads the whole file ahead, in the background; 0: as it is needed */
   int32_t kv;       /* PYI_KV_F16 (default) or PYI_KV_Q8, for sessions that do not choose */
-  int32_t
-      huge_pages; /* PYI_HUGE_PAGES_AUTO (default): pages of 2 MiB where the file's cache has them; _ON: in a private copy of the file,
-                         read when the model is opened, which takes `prefetch` 1; _OFF: none are asked for */
+  /* PYI_HUGE_PAGES_AUTO (default): pages of 2 MiB where the file's cache has them; _ON: in a private copy of the file, read when the
+   * model is opened, which takes `prefetch` 1; _OFF: none are asked for */
+  int32_t huge_pages;
   int32_t reserved; /* 0 */
 } pyi_model_options;
 

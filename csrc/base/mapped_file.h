@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <string>
 
 namespace pyinfer {
@@ -41,7 +42,8 @@ class MappedFile {
   const uint8_t* data_ = nullptr;
   size_t size_ = 0;
   HugePages huge_pages_;
-  mutable std::atomic<bool> copied_ = false;
+  mutable std::mutex copying_;
+  mutable std::atomic<bool> copied_ = false;  // true once the file is needed no more
 };
 
 }  // namespace pyinfer

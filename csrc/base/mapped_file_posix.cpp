@@ -168,14 +168,9 @@ void MappedFile::check_whole() const {
 void MappedFile::prefetch() const {
 #if defined(__linux__)
   if (huge_pages_ == HugePages::on) {
-    if (!copied_.exchange(true)) {
-      try {
-        copy_in_place(path_, descriptor_, data_, size_);
-      } catch (...) {
-        copied_ = false;
-        throw;
-      }
-    }
+    const std::lock_guard lock(copying_);
+    if (!copied_) copy_in_place(path_, descriptor_, data_, size_);
+    copied_ = true;
     return;
   }
 #endif

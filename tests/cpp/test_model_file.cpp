@@ -416,14 +416,20 @@ TEST(model_file, cut_while_mapped_is_an_error) {
 #endif
 }
 
+#if defined(__linux__)
+bool gives_huge_pages() {
+  std::string setting;
+  std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled"), setting);
+  return !setting.empty() && setting.find("[never]") == std::string::npos;
+}
+#endif
+
 // The copy stands where the mapping stood, and needs the file no more.
 TEST(model_file, huge_pages_are_a_copy) {
   const Bytes good = small_file();
   const tiny::TemporaryFile file(good);
 #if defined(__linux__)
-  std::string setting;
-  std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled"), setting);
-  if (!setting.empty() && setting.find("[never]") == std::string::npos) {
+  if (gives_huge_pages()) {
     const ModelFile model(file.path(), HugePages::on);
     const std::uint8_t* const before = model.mapping().data();
     CHECK_EQUAL(reinterpret_cast<std::uintptr_t>(before) % (2u << 20), 0u);
@@ -440,9 +446,7 @@ TEST(model_file, huge_pages_are_a_copy) {
 
 #if defined(__linux__)
 TEST(model_file, cut_before_it_is_copied_is_an_error) {
-  std::string setting;
-  std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled"), setting);
-  if (setting.empty() || setting.find("[never]") != std::string::npos) return;
+  if (!gives_huge_pages()) return;
   const tiny::TemporaryFile file(small_file());
   const ModelFile model(file.path(), HugePages::on);
   std::filesystem::resize_file(file.path(), 4096);
