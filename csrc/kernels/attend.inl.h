@@ -104,22 +104,23 @@ inline float soften(float* s, int n_masked, int n_valid, float* m, float* l) {
   PYINFER_UNROLL
   for (int i = 0; i < kPagePositions; i += kLanes) largest = f_max(largest, f_load(s + i));
   const float m_new = f_hmax(largest);
-  F sums = f_zero();
+  SixteenSums sums;
   PYINFER_UNROLL
   for (int i = 0; i < kPagePositions; i += kLanes) {
     const F p = f_exp(f_sub(f_load(s + i), f_set(m_new)));
     f_store(s + i, p);
-    sums = f_add(sums, p);
+    F& sum = sums.parts[i / kLanes % SixteenSums::kParts];
+    sum = f_add(sum, p);
   }
   const float before = *m;
   *m = m_new;
   if (m_new == before) {
-    *l += f_sum(sums);
+    *l += sums.total();
     return 1.0f;
   }
   float factor[kLanes];
   f_store(factor, f_exp(f_set(before - m_new)));
-  *l = *l * factor[0] + f_sum(sums);
+  *l = *l * factor[0] + sums.total();
   return factor[0];
 }
 

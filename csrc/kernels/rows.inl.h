@@ -31,6 +31,30 @@ inline F f_exp(F x) {
   return f_keep_from(f_mul(p, power), x, f_set(-87.0f));
 }
 
+// Sums of a row's elements i, i + 16, i + 32 …, added up at the end half onto half: one order of additions, however many lanes there are.
+struct SixteenSums {
+  static constexpr size_t kCount = 16;
+  static constexpr int kParts = (int)kCount / kLanes;
+  F parts[kParts];
+
+  SixteenSums() {
+    PYINFER_UNROLL
+    for (int i = 0; i < kParts; ++i) parts[i] = f_zero();
+  }
+  void add_squares(const float* x) {
+    PYINFER_UNROLL
+    for (int i = 0; i < kParts; ++i) parts[i] = f_fma(f_load(x + i * kLanes), f_load(x + i * kLanes), parts[i]);
+  }
+  float total() {
+    PYINFER_UNROLL
+    for (int n = kParts / 2; n > 0; n /= 2) {
+      PYINFER_UNROLL
+      for (int i = 0; i < n; ++i) parts[i] = f_add(parts[i], parts[i + n]);
+    }
+    return f_sum(parts[0]);
+  }
+};
+
 // Below this 127 / max|x| would overflow: such a block is as good as zero.
 constexpr float kLeastMagnitude = 1e-36f;
 
@@ -113,12 +137,15 @@ void pack_f32(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* p
 }
 
 void rms_norm(const float* x, const float* weight, float eps, size_t n, float* out) {
-  F sums = f_zero();
+  SixteenSums squares;
   size_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) sums = f_fma(f_load(x + i), f_load(x + i), sums);
-  float sum = f_sum(sums);
-  for (; i < n; ++i) sum += x[i] * x[i];
-  const float factor = 1.0f / sqrtf(sum / (float)n + eps);
+  for (; i + SixteenSums::kCount <= n; i += SixteenSums::kCount) squares.add_squares(x + i);
+  if (i < n) {
+    float tail[SixteenSums::kCount] = {};
+    memcpy(tail, x + i, (n - i) * sizeof(float));
+    squares.add_squares(tail);
+  }
+  const float factor = 1.0f / sqrtf(squares.total() / (float)n + eps);
   for (i = 0; i + kLanes <= n; i += kLanes) {
     f_store(out + i, f_mul(f_mul(f_load(x + i), f_set(factor)), f_load(weight + i)));
   }

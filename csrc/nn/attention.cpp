@@ -1,7 +1,8 @@
 #include "nn/attention.h"
 
 #include <algorithm>
-#include <cmath>
+
+#include "base/angle.h"
 
 namespace pyinfer {
 namespace {
@@ -100,9 +101,9 @@ void rope_angles(Workspace& w, std::span<const Segment> segments, const RopeFreq
         const float* frequencies = is_long ? rope.stretched : rope.usual;
         const auto position = static_cast<double>(segment.first_position + offset);
         for (size_t p = 0; p < w.rope_pairs; ++p) {
-          const double angle = position * static_cast<double>(frequencies[p]);
-          w.cosines[at + p] = static_cast<float>(std::cos(angle) * static_cast<double>(rope.magnitude));
-          w.sines[at + p] = static_cast<float>(std::sin(angle) * static_cast<double>(rope.magnitude));
+          const auto [cosine, sine] = cosine_and_sine(position * static_cast<double>(frequencies[p]));
+          w.cosines[at + p] = static_cast<float>(cosine * static_cast<double>(rope.magnitude));
+          w.sines[at + p] = static_cast<float>(sine * static_cast<double>(rope.magnitude));
         }
       });
     }

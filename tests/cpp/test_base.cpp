@@ -1,6 +1,7 @@
 // Halves, checksums and buffers: csrc/base without threads.
 #include <cstring>
 
+#include "base/angle.h"
 #include "base/anonymous_memory.h"
 #include "base/buffer.h"
 #include "base/cpu.h"
@@ -34,6 +35,18 @@ TEST(base, every_half_has_its_value_and_comes_back) {
     const float value = half_to_float(half);
     CHECK(same_or_both_nan(value, reference::half_value(half)));
     if (!std::isnan(value)) CHECK_EQUAL(float_to_half(value), half);
+  }
+}
+
+TEST(base, cosines_and_sines) {
+  Random random(2);
+  for (const double magnitude : {0.0, 1e-30, 1e-9, 0.7, 0.8, 3.0, 100.0, 1e4, 1e6, 0x1p27}) {
+    for (int i = 0; i < 2000; ++i) {
+      const double x = magnitude * random.uniform(-1, 1);
+      const auto [cosine, sine] = cosine_and_sine(x);
+      CHECK_NEAR(cosine, std::cos(x), 4e-16);
+      CHECK_NEAR(sine, std::sin(x), 4e-16 * std::min(1.0, std::abs(x)));
+    }
   }
 }
 

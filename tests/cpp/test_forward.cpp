@@ -82,8 +82,8 @@ struct Runner {
     return logits;
   }
 
-  std::vector<float> run(const std::vector<int>& tokens, std::size_t chunk) {
-    KvCache cache(model.kv_shape(kKvF16), tokens.size());
+  std::vector<float> run(const std::vector<int>& tokens, std::size_t chunk, KvFormat format = kKvF16) {
+    KvCache cache(model.kv_shape(format), tokens.size());
     return run(cache, tokens, 0, chunk);
   }
 };
@@ -219,6 +219,24 @@ TEST(forward, long_sequences_have_frequencies_of_their_own) {
       CHECK_NEAR(sorted_errors(runner.run(cache, tokens, 0, 7), expected, shape.n_vocab).back(), 0, 5e-4);
     }
   });
+}
+
+TEST(forward, bits_do_not_depend_on_the_instruction_set) {
+  Random random(10);
+  for (const tiny::Shape& shape : shapes()) {
+    const tiny::Model tiny(shape, random.bits());
+    const std::vector<int> tokens = random_tokens(random, 90, shape.n_vocab);
+    for (const Activations activations : {Activations::int8, Activations::f32}) {
+      for (const KvFormat format : {kKvF16, kKvQ8}) {
+        std::vector<float> expected;
+        on_every_isa([&](const Kernels& kernels) {
+          const std::vector<float> found = Runner(kernels, tiny, activations).run(tokens, 37, format);
+          if (expected.empty()) expected = found;
+          CHECK(found == expected);
+        });
+      }
+    }
+  }
 }
 
 TEST(forward, bits_do_not_depend_on_the_rest_of_the_batch) {

@@ -284,3 +284,41 @@ TEST(matmul, products_of_a_row_do_not_depend_on_its_neighbours) {
     }
   });
 }
+
+TEST(matmul, products_do_not_depend_on_the_instruction_set) {
+  Random random(8);
+  for (const Format format : all_formats) {
+    for (const auto& [rows, cols] : shapes(format)) {
+      const std::vector<std::uint8_t> packed = RandomMatrix(random, format, rows, cols, 0.05).bytes;
+      for (const bool int8 : {false, true}) {
+        if (int8 && !reference::is_quantised(format)) continue;
+        const Product product{format, rows, cols, packed, int8};
+        const std::vector<float> x = random.normals(cols);
+        std::vector<float> expected;
+        on_every_isa([&](const Kernels& kernels) {
+          const std::vector<float> found = product.run(kernels, x, 1, nullptr);
+          if (expected.empty()) expected = found;
+          CHECK(found == expected);
+        });
+      }
+    }
+  }
+}
+
+// addend + (1 + 2^-23)(1 - 2^-23) · scale²: a little below the middle between the addend and the next float, by less than a double shows. Who
+// rounds the sum to a double and then to a float meets the middle, and goes to the even neighbour.
+TEST(matmul, products_are_added_with_one_rounding) {
+  for (const auto& [addend, scale] : {std::pair(1 + 0x1p-23f, 0x1p-12f), {0x1p-140f + 0x1p-149f, 0x1p-75f}}) {
+    for (const float sign : {1.0f, -1.0f}) {
+      std::vector<float> weights(64 * 16);
+      weights[0] = 1, weights[2 * 16] = sign * scale * (1 + 0x1p-23f);
+      std::vector<std::uint8_t> packed(weights.size() * sizeof(float));
+      std::memcpy(packed.data(), weights.data(), packed.size());
+      const Product product{Format::f32, 1, 3, packed, false};
+      on_every_isa([&, addend = addend, scale = scale](const Kernels& kernels) {
+        const std::vector<float> x = {sign * addend, 0, scale * (1 - 0x1p-23f)};
+        CHECK_EQUAL(product.run(kernels, x, 1, nullptr)[0], sign * addend);
+      });
+    }
+  }
+}

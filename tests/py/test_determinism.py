@@ -1,9 +1,11 @@
-"""Same tokens, same bits: logits do not depend on threads, chunks, neighbours in the batch or what the cache held."""
+"""Same tokens, same bits: logits depend neither on threads, chunks, batch neighbours and cache nor on the processor."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,11 +14,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from probing import ISAS, probe_logits
-from pyinfer import _core
+from pyinfer import _core, convert
 from tiny_models import Shape, named, tokens
 
 Tiny = Callable[[Shape], tuple[Path, Path]]
 Logits = NDArray[np.float32]
+Activations = Literal["int8", "f32"]
+TESTS = Path(__file__).parents[1]
+STORIES = TESTS / "data" / "stories260K.bin"
 LENGTH = 200  # tokens: four pages of the cache
 SHAPE = named("mixed_types")
 PROBED = {"mixed_types": 150, "heads_of_8": 150, "rows_of_576": 70, "vocabulary_32001": 70}
@@ -129,10 +134,29 @@ def test_context_size_does_not_matter(engine: _core.Engine, whole: Logits, conte
     assert_same_bits(_core.Session(engine, context).eval(array(tokens(SHAPE, LENGTH)), "all"), whole)
 
 
+def assert_bits_of_every_processor(
+    name: str, model: Path, isa: str, activations: Activations, folder: Path
+) -> None:
+    """All ways to compute a model's logits give the bits that are written down for every processor."""
+    golden = json.loads((TESTS / "golden" / "bits.json").read_text(encoding="utf-8"))[name]
+    answer = probe_logits(model, golden["tokens"], folder, isa, activations)
+    assert set(answer.digests.values()) == {golden["sha256"][activations]}
+    if activations == "int8":
+        assert answer.logits[-1].argmax() == golden["greedy"][0]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activations", ["int8", "f32"])
+def test_every_processor_tells_the_same_story(isa: str, activations: Activations, tmp_path: Path) -> None:
+    stories = tmp_path / "stories.bin"
+    convert.convert(STORIES, stories, weights="q4")
+    assert_bits_of_every_processor("stories", stories, isa, activations, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.model
-@pytest.mark.parametrize("isa", ISAS)
-def test_a_real_model(isa: str, smollm2_bin: Path, tmp_path: Path) -> None:
-    ids = [int(i) for i in np.random.default_rng(3).integers(0, 49152, 70)]
-    answer = probe_logits(smollm2_bin, ids, tmp_path, isa)
-    assert len(set(answer.digests.values())) == 1
+@pytest.mark.parametrize(
+    ("isa", "activations"), [*((isa, "int8") for isa in ISAS), pytest.param(ISAS[-1], "f32")]
+)
+def test_a_real_model(isa: str, activations: Activations, smollm2_bin: Path, tmp_path: Path) -> None:
+    assert_bits_of_every_processor("smollm2", smollm2_bin, isa, activations, tmp_path)

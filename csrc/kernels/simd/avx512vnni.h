@@ -29,7 +29,13 @@ inline F f_fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }  // a · b + 
 inline F f_max(F a, F b) { return _mm512_max_ps(a, b); }
 inline F f_min(F a, F b) { return _mm512_min_ps(a, b); }
 inline F f_abs(F a) { return _mm512_abs_ps(a); }
-inline float f_sum(F a) { return _mm512_reduce_add_ps(a); }
+// Half onto half, until one is left.
+inline float f_sum(F a) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
 inline float f_hmax(F a) { return _mm512_reduce_max_ps(a); }
 // 0 where x < limit, else y: y where x is NaN.
 inline F f_keep_from(F y, F x, F limit) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), y); }

@@ -32,7 +32,8 @@ inline F f_fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }  // a · b + c
 inline F f_max(F a, F b) { return vmaxq_f32(a, b); }
 inline F f_min(F a, F b) { return vminq_f32(a, b); }
 inline F f_abs(F a) { return vabsq_f32(a); }
-inline float f_sum(F a) { return vaddvq_f32(a); }
+// Half onto half, until one is left.
+inline float f_sum(F a) { return vpadds_f32(vadd_f32(vget_low_f32(a), vget_high_f32(a))); }
 inline float f_hmax(F a) { return vmaxvq_f32(a); }
 // 0 where x < limit, else y: y where x is NaN.
 inline F f_keep_from(F y, F x, F limit) {

@@ -52,8 +52,38 @@ inline F f_mul(F a, F b) {
 inline F f_div(F a, F b) {
   return each<F>([&](int i) { return a.v[i] / b.v[i]; });
 }
-inline F f_fma(F a, F b, F c) {  // two roundings: a machine without FMA would emulate one at a hundredfold cost
-  return each<F>([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+// a · b + c, rounded once. Without such an instruction by way of doubles, which hold the product exactly: rounding their sum to a double,
+// then to a float, is as good unless the double lies halfway between two floats, or the float is subnormal. There the sum is rounded to
+// odd instead: where it is not exact and its last bit is even, it goes one step towards the exact value (Boldo and Melquiond, Emulation
+// of FMA and correctly rounded sums, 2008).
+inline float fused_by_odd(float a, float b, float c) {
+  const double product = (double)a * (double)b, addend = (double)c, sum = product + addend;
+  const double added = sum - product, error = (product - (sum - added)) + (addend - added);
+  uint64_t bits;
+  memcpy(&bits, &sum, sizeof bits);
+  const uint64_t is_even = ~bits & 1;
+  const bool is_inexact = error > 0 || error < 0;  // false for NaN, which comes from an infinity
+  if (is_inexact) bits += (error > 0) == (sum > 0) ? is_even : -is_even;
+  double odd;
+  memcpy(&odd, &bits, sizeof odd);
+  return (float)odd;
+}
+inline F f_fma(F a, F b, F c) {
+#if defined(__FP_FAST_FMAF)
+  return each<F>([&](int i) { return __builtin_fmaf(a.v[i], b.v[i], c.v[i]); });
+#else
+  double sums[kLanes];
+  int64_t bits[kLanes];
+  for (int i = 0; i < kLanes; ++i) sums[i] = (double)a.v[i] * (double)b.v[i] + (double)c.v[i];
+  memcpy(bits, sums, sizeof bits);
+  int32_t hard = 0;  // without branches and in 32 bits, so that a compiler makes vector code
+  for (int i = 0; i < kLanes; ++i) {
+    const int32_t low = (int32_t)bits[i] & 0x1fffffff, high = (int32_t)(bits[i] >> 32) & 0x7fffffff;
+    hard |= (int32_t)(low == 0x10000000) | ((int32_t)(high > 0) & (int32_t)(high < 0x38100000));  // 2^-126
+  }
+  if (__builtin_expect(hard, 0)) return each<F>([&](int i) { return fused_by_odd(a.v[i], b.v[i], c.v[i]); });
+  return each<F>([&](int i) { return (float)sums[i]; });
+#endif
 }
 // The second where one is NaN.
 inline F f_max(F a, F b) {
@@ -65,6 +95,7 @@ inline F f_min(F a, F b) {
 inline F f_abs(F a) {
   return each<F>([&](int i) { return fabsf(a.v[i]); });
 }
+// Half onto half, until one is left.
 inline float f_sum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 inline float f_hmax(F a) {
   const F swapped = {{a.v[2], a.v[3], a.v[0], a.v[1]}};
