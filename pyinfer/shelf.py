@@ -93,7 +93,12 @@ class Shelf:
             raise RequestError(f"adapters: expected a list, found {type(adapters).__name__}")
         pairs = [split(item) for item in adapters]
         with self._lock:
-            return self._pack(tuple((self._found(adapter), weight) for adapter, weight in pairs))
+            known, by_path = dict(self._known), dict(self._by_path)
+            try:
+                return self._pack(tuple((self._found(adapter), weight) for adapter, weight in pairs))
+            except Exception:
+                self._known, self._by_path = known, by_path  # what was refused is not remembered
+                raise
 
     def clear(self) -> None:
         """Frees all stacks, for the end of the model."""

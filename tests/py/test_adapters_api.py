@@ -102,9 +102,14 @@ def test_what_is_no_stack_is_refused(own: Model, adapters: tuple[Adapter, Adapte
 
 
 def test_what_does_not_fit_is_not_added(own: Model, tmp_path: Path) -> None:
+    big, fits = lw.plain(tmp_path / "big", layers=9), lw.plain(tmp_path / "fits")
     with pytest.raises(ModelFileError, match="layer"):
-        own.add_adapter(lw.plain(tmp_path / "big", layers=9))
+        own.add_adapter(big)
+    with pytest.raises(ModelFileError, match="layer"):
+        own.generate([1], adapters=[fits, big], max_tokens=1)
     assert dict(own.adapters) == {}
+    own.generate([1], adapters=[fits], max_tokens=1)
+    assert list(own.adapters) == ["fits"]
 
 
 def test_the_models_own_stack(stories_model_bin: Path, own: Model, adapters: tuple[Adapter, Adapter]) -> None:
