@@ -11,8 +11,8 @@ PROMPT ?=
 build: ## compile the core and install the package, editable, with what tests and checks need
 	$(PYTHON) -m pip install --editable '.[test,lint]'
 
-test: test-cpp ## all tests but the slow ones (add those with: python -m pytest -m slow)
-	$(PYTHON) -m pytest
+test: test-cpp ## all tests but the slow ones (add those with: python -m pytest -n auto -m slow)
+	$(PYTHON) -m pytest -n auto
 
 test-cpp:
 	cmake -S . -B build/tests -DPYINFER_PYTHON=OFF -DPYINFER_TESTS=ON

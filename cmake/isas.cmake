@@ -2,10 +2,14 @@
 # cpu_runs_<name>() in csrc/base/cpu.h tells whether a machine has it.
 # Each becomes an object library kernels_<name>, compiled from the one kernels/table.cpp, and a line of isas.inc for the dispatcher.
 
+set(PYINFER_ISAS "" CACHE STRING "Those to build, for example scalar;avx2; empty: all of the architecture")
 set(PYINFER_ISA_OBJECTS "")
 set(PYINFER_ISA_LINES "")
 
 function(pyinfer_isa name)
+  if(PYINFER_ISAS AND NOT name IN_LIST PYINFER_ISAS)
+    return()
+  endif()
   set(target kernels_${name})
   add_library(${target} OBJECT ${PROJECT_SOURCE_DIR}/csrc/kernels/table.cpp)
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODELS = (ROOT / "models" / "README.md").read_text(encoding="utf-8")
 INSTALL = 'pip install . && pyinfer run smollm2 "Why is the sky blue?"'
-TEST = 'pip install -e ".[test]" && pytest'
+TEST = 'pip install -e ".[test]" && pytest -n auto'
 
 
 def blocks(language: str) -> list[str]:
