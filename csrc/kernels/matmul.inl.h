@@ -8,6 +8,12 @@
 #pragma once
 
 #include "kernels/kernels.h"
+
+// Vocabularies may insist on inlining what stands in innermost loops.
+#if !defined(PYINFER_INLINE)
+#define PYINFER_INLINE inline
+#endif
+
 #include "kernels/weights.inl.h"
 
 namespace pyinfer {

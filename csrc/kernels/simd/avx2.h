@@ -32,16 +32,32 @@ struct U4 {
   static I finish(Sum sum, I offset) { return _mm256_add_epi32(widen_pairs(sum), offset); }
 };
 
-// Unsigned, up to 6 bits: a pair is at most 2 · 63 · 127 = 16002; widened at once.
-struct U6 {
-  typedef B Weights;
-  typedef I Sum;
-  static Weights prepare(B a) { return a; }
-  static Sum start(I offset) { return offset; }
-  static Sum add(Sum sum, Weights w, const int8_t* x) {
-    return add_in_order(sum, widen_pairs(_mm256_maddubs_epi16(w, four_bytes(x))));
+// Unsigned, up to 6 bits: two pairs are at most 4 · 63 · 127 = 32004, so eight columns are widened together.
+struct U6 {};
+template <class Kind, int R>
+struct Dots;  // see kernels/matmul.inl.h
+template <int R>
+struct Dots<U6, R> {
+  I sums[R];
+
+  template <class Offset>
+  PYINFER_INLINE void start(Offset offset) {
+    PYINFER_UNROLL
+    for (int r = 0; r < R; ++r) sums[r] = offset(r);
   }
-  static I finish(Sum sum, I) { return sum; }
+  template <int J>
+  PYINFER_INLINE void add(B w0, B w1, const int8_t* x) {
+    PYINFER_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const __m256i words = _mm256_maddubs_epi16(w0, four_bytes(x + 4 * (J * R + r)));
+      const __m256i next = _mm256_maddubs_epi16(w1, four_bytes(x + 4 * ((J + 1) * R + r)));
+      sums[r] = add_in_order(sums[r], widen_pairs(_mm256_add_epi16(words, next)));
+    }
+  }
+  template <class Offset>
+  PYINFER_INLINE I finish(int r, Offset) const {
+    return sums[r];
+  }
 };
 
 // Signed bytes: |w| as the unsigned factor, the activation takes w's sign. A pair is at most 2 · 128 · 127 = 32512.

@@ -4,9 +4,6 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-// Vocabularies may insist on inlining what stands in innermost loops; here the compiler chooses.
-#define PYINFER_INLINE inline
-
 namespace pyinfer {
 namespace {
 

@@ -7,9 +7,6 @@
 
 #include "base/half.h"
 
-// Vocabularies may insist on inlining what stands in innermost loops; here that would only make the unit larger.
-#define PYINFER_INLINE inline
-
 namespace pyinfer {
 namespace {
 
