@@ -50,8 +50,9 @@ def shell(script: str, folder: Path) -> str:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A place like the root of the project, where the page's commands have built the library and the program."""
     folder = tmp_path_factory.mktemp("embed")
+    # Copied, since a link would be another path to ccache than in other builds.
     for name in ("cmake", "csrc", "examples", "tests"):
-        shutil.copytree(ROOT / name, folder / name)  # no links: ccache would see other paths than in other builds
+        shutil.copytree(ROOT / name, folder / name)
     for name in ("CMakeLists.txt", "pyproject.toml"):
         shutil.copyfile(ROOT / name, folder / name)
     tools = folder / "tools"
