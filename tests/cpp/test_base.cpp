@@ -50,6 +50,13 @@ TEST(base, cosines_and_sines) {
   }
 }
 
+TEST(base, cosines_and_sines_of_what_is_out_of_reach_are_nan) {
+  for (const double x : {0x1p27, -0x1p27, 1e30, -1e300, static_cast<double>(INFINITY), static_cast<double>(NAN)}) {
+    const auto [cosine, sine] = cosine_and_sine(x);
+    CHECK(std::isnan(cosine) && std::isnan(sine));
+  }
+}
+
 TEST(base, floats_round_to_the_nearest_half) {
   Random random(1);
   for (int i = 0; i < 200000; ++i) {

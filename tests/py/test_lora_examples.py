@@ -88,10 +88,12 @@ def blocks(language: str) -> list[str]:
     ids=lambda arguments: arguments[2] if arguments[0] == "-m" else "python",
 )
 def test_the_page_runs_as_it_stands(arguments: list[str], tmp_path: Path) -> None:
-    environment = {**os.environ, "PYINFER_CACHE": str(tmp_path)}
+    for name in ("examples", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)  # commands leave files where they run
+    environment = {**os.environ, "PYINFER_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, *arguments],
-        cwd=ROOT,
+        cwd=tmp_path,
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
