@@ -213,6 +213,31 @@ inline Matrix unpack(Format format, const std::vector<std::uint8_t>& bytes, std:
   return matrix;
 }
 
+// A packed matrix taken apart once for many products. A quantised one has integers too, (rows, cols), and by runs of columns
+// scales and minima, (rows, n_runs).
+struct Weights {
+  Format format;
+  Matrix values;
+  std::vector<int> integers;
+  std::size_t n_runs = 0;
+  std::vector<double> scales, minima;
+
+  Weights(Format of, const std::vector<std::uint8_t>& bytes, std::size_t rows, std::size_t cols)
+      : format(of), values(unpack(of, bytes, rows, cols)) {
+    if (!is_quantised(format)) return;
+    n_runs = (cols + run(format) - 1) / run(format);
+    for (std::size_t row = 0; row < rows; ++row) {
+      for (std::size_t col = 0; col < cols; ++col) {
+        const Place place = place_of(format, cols, row, col);
+        integers.push_back(integer_at(format, bytes, place));
+        if (col % run(format) != 0) continue;
+        scales.push_back(scale_at(format, bytes, place));
+        minima.push_back(minimum_at(format, bytes, place));
+      }
+    }
+  }
+};
+
 // ---- Products ----
 
 // One block of 32 activations as int8: q = round(x * 127 / max|x|), ties to even; value = scale * q. In float, operation by
@@ -247,34 +272,36 @@ struct Sum {
   }
 };
 
+// The blocks of n activations, the last of which may be shorter.
+inline std::vector<QuantizedBlock> quantize_all(const float* x, std::size_t n) {
+  std::vector<QuantizedBlock> blocks;
+  for (std::size_t at = 0; at < n; at += 32) blocks.push_back(quantize(x + at, std::min<std::size_t>(32, n - at)));
+  return blocks;
+}
+
 // One output with int8 activations: activations share a scale in blocks of 32 columns, weights in runs of 32 or 16, and in each
 // run the integers are multiplied exactly.
-inline Sum dot_int8(Format format, const std::vector<std::uint8_t>& bytes, std::size_t cols, std::size_t row,
-                    const float* x) {
+inline Sum dot_int8(const Weights& weights, std::size_t row, const std::vector<QuantizedBlock>& x) {
+  const std::size_t cols = weights.values.cols, n = run(weights.format);
   Sum sum;
-  for (std::size_t col = 0; col < cols; col += 32) {
-    const std::size_t n = std::min<std::size_t>(32, cols - col);
-    const QuantizedBlock block = quantize(x + col, n);
-    for (std::size_t first = 0; first < n; first += run(format)) {
-      const Place place = place_of(format, cols, row, col + first);
-      std::int64_t dot = 0, activations = 0;
-      for (std::size_t i = first; i < std::min(n, first + run(format)); ++i) {
-        dot += block.q[i] * integer_at(format, bytes, place_of(format, cols, row, col + i));
-        activations += block.q[i];
-      }
-      sum.add(scale_at(format, bytes, place) * block.scale * static_cast<double>(dot));
-      if (has_minimum(format))
-        sum.add(minimum_at(format, bytes, place) * block.scale * static_cast<double>(activations));
+  for (std::size_t i = 0; i < weights.n_runs; ++i) {
+    const QuantizedBlock& block = x[i * n / 32];
+    std::int64_t dot = 0, activations = 0;
+    for (std::size_t col = i * n; col < std::min(cols, (i + 1) * n); ++col) {
+      dot += block.q[col % 32] * weights.integers[row * cols + col];
+      activations += block.q[col % 32];
     }
+    const std::size_t at = row * weights.n_runs + i;
+    sum.add(weights.scales[at] * block.scale * static_cast<double>(dot));
+    if (has_minimum(weights.format)) sum.add(weights.minima[at] * block.scale * static_cast<double>(activations));
   }
   return sum;
 }
 
 // One output with float activations.
-inline Sum dot_f32(Format format, const std::vector<std::uint8_t>& bytes, std::size_t cols, std::size_t row,
-                   const float* x) {
+inline Sum dot_f32(const Weights& weights, std::size_t row, const float* x) {
   Sum sum;
-  for (std::size_t col = 0; col < cols; ++col) sum.add(weight_at(format, bytes, cols, row, col) * x[col]);
+  for (std::size_t col = 0; col < weights.values.cols; ++col) sum.add(weights.values.at(row, col) * x[col]);
   return sum;
 }
 

@@ -39,8 +39,13 @@ struct Product {
   // One tile wider than it must be: the kernel may not write there.
   std::size_t stride() const { return reference::padded(rows, 16) + 16; }
 
-  reference::Sum expected(std::size_t row, const float* x) const {
-    return int8 ? reference::dot_int8(format, packed, cols, row, x) : reference::dot_f32(format, packed, cols, row, x);
+  // Of one row of activations, (rows) outputs.
+  std::vector<reference::Sum> expected(const reference::Weights& weights, const float* x) const {
+    const std::vector<reference::QuantizedBlock> blocks = reference::quantize_all(x, cols);
+    std::vector<reference::Sum> sums;
+    for (std::size_t row = 0; row < rows; ++row)
+      sums.push_back(int8 ? reference::dot_int8(weights, row, blocks) : reference::dot_f32(weights, row, x));
+    return sums;
   }
 
   // Roundings on the way to one output. int8: a term a run, and one for its minimum; each has a product of two scales, the
@@ -62,6 +67,10 @@ void check_product(const Kernels& kernels, const Product& product, Random& rando
   const int most = kernels.panel_rows;
   const std::vector<float> x = random.normals(static_cast<std::size_t>(most) * product.cols);
   std::vector<float> before = random.normals(static_cast<std::size_t>(most) * product.stride());
+  const reference::Weights weights(product.format, product.packed, product.rows, product.cols);
+  std::vector<std::vector<reference::Sum>> every;
+  for (int r = 0; r < most; ++r)
+    every.push_back(product.expected(weights, &x[static_cast<std::size_t>(r) * product.cols]));
   for (int n_rows = 1; n_rows <= most; ++n_rows) {
     const std::vector<float> out = product.run(kernels, x, n_rows, nullptr);
     before.resize(out.size());
@@ -69,7 +78,7 @@ void check_product(const Kernels& kernels, const Product& product, Random& rando
     for (std::size_t r = 0; r < static_cast<std::size_t>(n_rows); ++r) {
       for (std::size_t row = 0; row < product.rows; ++row) {
         const std::size_t at = r * product.stride() + row;
-        const reference::Sum expected = product.expected(row, &x[r * product.cols]);
+        const reference::Sum& expected = every[r][row];
         CHECK_NEAR(out[at], expected.value, product.roundings() * u * expected.magnitude);
         CHECK_EQUAL(added[at], before[at] + out[at]);
       }
@@ -244,10 +253,12 @@ TEST(matmul, integer_products_are_exact) {
         const std::vector<float> x = whole_numbers(random, static_cast<std::size_t>(kernels.panel_rows), cols);
         const Product product{format, rows, cols, packed, true};
         const std::vector<float> out = product.run(kernels, x, kernels.panel_rows, nullptr);
-        for (std::size_t r = 0; r < static_cast<std::size_t>(kernels.panel_rows); ++r)
+        const reference::Weights weights(format, packed, rows, cols);
+        for (std::size_t r = 0; r < static_cast<std::size_t>(kernels.panel_rows); ++r) {
+          const std::vector<reference::Sum> expected = product.expected(weights, &x[r * cols]);
           for (std::size_t row = 0; row < rows; ++row)
-            CHECK_EQUAL(static_cast<double>(out[r * product.stride() + row]),
-                        product.expected(row, &x[r * cols]).value);
+            CHECK_EQUAL(static_cast<double>(out[r * product.stride() + row]), expected[row].value);
+        }
       }
     }
   });

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <string>
 
 #include "base/process.h"
@@ -272,8 +273,20 @@ inline std::vector<std::uint8_t> Model::file(const std::string& metadata, const 
 // Tokens of one sequence through the model, position by position; keeps keys and values as the halves that the cache holds.
 class Reference {
  public:
-  Reference(const Model& model, bool int8)
-      : model_(model), int8_(int8), keys_(model.shape.n_layers), values_(model.shape.n_layers) {}
+  Reference(const Model& model, bool int8) : model_(model), int8_(int8) {
+    for (const Tensor& tensor : model.tensors) {
+      if (tensor.format != Format::vector)
+        weights_.emplace(&tensor, reference::Weights(tensor.format, tensor.bytes, tensor.rows, tensor.cols));
+    }
+    start();
+  }
+
+  // Begins another sequence.
+  void start() {
+    position_ = 0;
+    keys_.assign(model_.shape.n_layers, {});
+    values_.assign(model_.shape.n_layers, {});
+  }
 
   // What a stack of adapters makes of a linear: turns W x into its outputs; the embedding's x is the token alone.
   using Adapt =
@@ -352,15 +365,16 @@ class Reference {
     return model_.shape.local_rope && contains(model_.shape.windowed, layer) ? 1 : model_.shape.rope_magnitude;
   }
 
-  Values multiply(const Tensor& weights, const Values& x) const {
+  Values multiply(const Tensor& tensor, const Values& x) const {
+    const reference::Weights& weights = weights_.at(&tensor);
     const std::vector<float> narrow(x.begin(), x.end());
-    Values out(weights.rows);
-    for (std::size_t row = 0; row < weights.rows; ++row) {
-      if (int8_ && reference::is_quantised(weights.format)) {
-        out[row] = reference::dot_int8(weights.format, weights.bytes, weights.cols, row, narrow.data()).value;
+    const std::vector<reference::QuantizedBlock> blocks = reference::quantize_all(narrow.data(), narrow.size());
+    Values out(tensor.rows);
+    for (std::size_t row = 0; row < tensor.rows; ++row) {
+      if (int8_ && reference::is_quantised(tensor.format)) {
+        out[row] = reference::dot_int8(weights, row, blocks).value;
       } else {
-        for (std::size_t col = 0; col < weights.cols; ++col)
-          out[row] += reference::weight_at(weights.format, weights.bytes, weights.cols, row, col) * x[col];
+        for (std::size_t col = 0; col < tensor.cols; ++col) out[row] += weights.values.at(row, col) * x[col];
       }
     }
     return out;
@@ -403,6 +417,7 @@ class Reference {
 
   const Model& model_;
   bool int8_;
+  std::map<const Tensor*, reference::Weights> weights_;
   double position_ = 0;
   std::vector<std::vector<Values>> keys_, values_;  // (layer, position, n_kv_heads * head_dim)
 };
