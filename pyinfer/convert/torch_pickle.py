@@ -1,7 +1,8 @@
 """Reads the tensors of a PyTorch checkpoint (`.bin`, `.pt`, `.pth`) without PyTorch and without running anything in it.
 
-The pickle inside may name a few things, all of which are stand-ins here; any other name is refused before it is looked
-up. Values are read on demand, row by row, from where they lie in the archive. Must not know what a tensor means.
+The pickle inside is not given to Python's unpickler: a small machine knows the two dozen operations that a dictionary
+of tensors takes, and the few names that PyTorch writes there. Any other operation and any other name is refused. Values
+are read on demand, row by row, from where they lie in the archive. Must not know what a tensor means.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import io
 import math
 import os
-import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,10 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinfer.convert.checkpoint import RawTensor, ReadRows, file_rows, open_regular
-from pyinfer.errors import ModelFileError, UnsupportedError
+from pyinfer.errors import ModelFileError, PyinferError, UnsupportedError
 
 MAX_PICKLE = 16 << 20
 MAX_ENTRIES = 1 << 16
+MAX_OPERATIONS = 1 << 21
+"""Of a pickle; a tensor takes some twenty-five."""
+MAX_TUPLE = 16
+"""Items of a tuple: dimensions, or arguments."""
+MAX_SHARED = 4
+"""How many times over the tensors may hold all that is stored."""
 
 _STORAGES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16"}
 _ITEM = {"F32": 4, "F16": 2, "BF16": 2}
@@ -54,29 +61,31 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-class _Dict(dict[Any, Any]):
-    """Stands for collections.OrderedDict."""
+def _ordered_dict(*given: Any) -> dict[str, Any]:
+    """Stands for collections.OrderedDict, which gets its items later."""
+    if given:
+        raise ModelFileError("expected an OrderedDict that is filled later, found one made of something")
+    return {}
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+def _rebuild_tensor(
+    storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *_: Any
+) -> _Tensor:
     """A tensor as a view of its storage, whose bounds are checked first."""
     if not isinstance(storage, _Storage):
         raise ModelFileError("expected a tensor with a storage, found another object")
-    numbers = (offset, *shape, *strides)
-    whole = all(
-        isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers
-    )
+    if not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise ModelFileError("expected a tensor with a shape and strides, found other objects")
+    whole = all(type(number) is int and number >= 0 for number in (offset, *shape, *strides))
     if not whole or len(shape) != len(strides) or not 1 <= len(shape) <= 4:
-        raise ModelFileError(
-            f"expected the layout of a tensor, found {offset!r}, {shape!r}, {strides!r}"[:200]
-        )
+        raise ModelFileError("expected the layout of a tensor of 1 to 4 dimensions, found another")
     if 0 in shape:
         raise ModelFileError(f"expected dimensions of 1 or more, found {list(shape)}")
     if _last(offset, shape, strides) >= storage.count or math.prod(shape) > storage.count:
         raise ModelFileError(
             f"expected a tensor within its storage of {storage.count} values, found {list(shape)}"
         )
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+    return _Tensor(storage, offset, shape, strides)
 
 
 def _last(offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
@@ -84,34 +93,168 @@ def _last(offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
 
 
-def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
+def _rebuild_parameter(tensor: Any = None, *_: Any) -> Any:
     return tensor
 
 
-_KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _Dict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", name): _StorageType(source) for name, source in _STORAGES.items()},
+_KNOWN: dict[str, Any] = {
+    "collections OrderedDict": _ordered_dict,
+    "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils _rebuild_parameter": _rebuild_parameter,
+    **{f"torch {name}": _StorageType(source) for name, source in _STORAGES.items()},
+}
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_GIVEN = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE"})
+_IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
+
+
+@dataclass
+class _Machine:
+    """Runs a pickle of protocol 2 or later. What it makes are numbers below 2^63, text, tuples of at most MAX_TUPLE
+    items whose own tuples hold none, dictionaries with names as keys, and the stand-ins above: no tuple can be nested
+    deep, and nothing but a dictionary be changed. See pickletools of Python's library for what each operation does.
+    """
+
+    storage: Callable[[Any], _Storage]
+    stack: list[Any] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
+
+    def run(self, data: bytes) -> Any:
+        """What the pickle holds."""
+        for n, (operation, given, _) in enumerate(pickletools.genops(io.BytesIO(data))):
+            if n == MAX_OPERATIONS:
+                raise ModelFileError(
+                    f"expected a pickle of at most {MAX_OPERATIONS} operations, found a longer one"
+                )
+            self._do(operation.name, given)
+        return self._pop()
+
+    def _do(self, name: str, given: Any) -> None:
+        if name in _IGNORED:
+            return
+        if name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in _GIVEN:
+            self.stack.append(_small(given))
+        elif name in _TUPLES:
+            self.stack.append(_tuple([self._pop() for _ in range(_TUPLES[name])][::-1]))
+        elif (work := _OPERATIONS.get(name)) is not None:
+            work(self, given)
+        else:
+            raise UnsupportedError(f"expected only tensors, found a pickle with the operation {name}")
+
+    def _pop(self) -> Any:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise ModelFileError("expected a pickle of tensors, found one that takes more than it has")
+        return self.stack.pop()
+
+    def _top(self) -> Any:
+        self.stack.append(self._pop())
+        return self.stack[-1]
+
+    def _from_mark(self) -> list[Any]:
+        if not self.marks:
+            raise ModelFileError("expected a pickle of tensors, found one without a mark")
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def mark(self, _: Any) -> None:
+        self.marks.append(len(self.stack))
+
+    def empty_dict(self, _: Any) -> None:
+        self.stack.append({})
+
+    def tuple_from_mark(self, _: Any) -> None:
+        self.stack.append(_tuple(self._from_mark()))
+
+    def named(self, given: Any) -> None:
+        """`given` is "module name"."""
+        if given not in _KNOWN:
+            raise UnsupportedError(
+                f"expected only tensors, found a pickle that asks for {given.replace(' ', '.')}"[:200]
+            )
+        self.stack.append(_KNOWN[given])
+
+    def named_on_the_stack(self, _: Any) -> None:
+        name, module = self._pop(), self._pop()
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ModelFileError("expected a pickle of tensors, found one that asks for no name")
+        self.named(f"{module} {name}")
+
+    def call(self, _: Any) -> None:
+        arguments, function = self._pop(), self._pop()
+        if not callable(function) or not isinstance(arguments, tuple):
+            raise ModelFileError("expected a pickle of tensors, found one that calls something else")
+        self.stack.append(function(*arguments))
+
+    def set_state(self, _: Any) -> None:
+        """PyTorch hangs notes on the dictionary; they say nothing of tensors."""
+        state = self._pop()
+        if not isinstance(self._top(), dict) or not isinstance(state, dict):
+            raise UnsupportedError("expected only tensors, found a pickle that changes something else")
+
+    def set_item(self, _: Any) -> None:
+        value, key = self._pop(), self._pop()
+        self._put([key, value])
+
+    def set_items(self, _: Any) -> None:
+        self._put(self._from_mark())
+
+    def _put(self, items: list[Any]) -> None:
+        names, values = items[::2], items[1::2]
+        if len(names) != len(values) or not isinstance(target := self._top(), dict):
+            raise ModelFileError("expected a pickle of tensors, found one that fills something else")
+        if not all(isinstance(name, str) for name in names):
+            raise ModelFileError("expected names of tensors, found other keys")
+        target.update(zip(names, values, strict=True))
+
+    def keep(self, given: Any) -> None:
+        self.memo[len(self.memo) if given is None else given] = self._top()
+
+    def recall(self, given: Any) -> None:
+        if given not in self.memo:
+            raise ModelFileError("expected a pickle of tensors, found one that recalls what it never kept")
+        self.stack.append(self.memo[given])
+
+    def persistent(self, _: Any) -> None:
+        self.stack.append(self.storage(self._pop()))
+
+
+_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "MARK": _Machine.mark,
+    "EMPTY_DICT": _Machine.empty_dict,
+    "TUPLE": _Machine.tuple_from_mark,
+    "GLOBAL": _Machine.named,
+    "STACK_GLOBAL": _Machine.named_on_the_stack,
+    "REDUCE": _Machine.call,
+    "BUILD": _Machine.set_state,
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": _Machine.set_items,
+    "BINPUT": _Machine.keep,
+    "LONG_BINPUT": _Machine.keep,
+    "MEMOIZE": _Machine.keep,
+    "BINGET": _Machine.recall,
+    "LONG_BINGET": _Machine.recall,
+    "BINPERSID": _Machine.persistent,
 }
 
 
-class _Unpickler(pickle._Unpickler):
-    """The unpickler in Python, whose memo is a dictionary: an index of billions costs nothing."""
+def _small(given: Any) -> Any:
+    if isinstance(given, int) and abs(given) >= 1 << 63:
+        raise ModelFileError("expected numbers of 64 bits in a pickle of tensors, found a larger one")
+    return given
 
-    def __init__(self, file: io.BytesIO, storage: Callable[[Any], _Storage]) -> None:
-        super().__init__(file)
-        self._storage = storage
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise UnsupportedError(
-                f"expected only tensors, found a pickle that asks for {module}.{name}"[:200]
-            )
-        return _KNOWN[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        return self._storage(pid)
+def _tuple(items: list[Any]) -> tuple[Any, ...]:
+    """A tuple that is as flat as those of tensors."""
+    inner = [each for item in items if isinstance(item, tuple) for each in item]
+    if len(items) > MAX_TUPLE or any(isinstance(each, tuple) for each in inner):
+        raise ModelFileError("expected small flat tuples in a pickle of tensors, found another")
+    return tuple(items)
 
 
 def read_torch(path: Path, *, verify: bool = False) -> dict[str, RawTensor]:
@@ -124,7 +267,17 @@ def read_torch(path: Path, *, verify: bool = False) -> dict[str, RawTensor]:
         try:
             with zipfile.ZipFile(file) as archive:
                 return _tensors(_Archive(archive, file, verify), path)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, struct.error) as error:
+        except PyinferError:
+            raise
+        except (
+            zipfile.BadZipFile,
+            EOFError,
+            NotImplementedError,
+            OSError,
+            ValueError,
+            OverflowError,
+            struct.error,
+        ) as error:
             raise ModelFileError(f"expected a whole zip archive, found a broken one: {error}") from None
 
 
@@ -160,6 +313,11 @@ class _Archive:
             raise ModelFileError(f"{name[:100]!r}: expected at most {limit} bytes, found {entry.file_size}")
         return entry
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of all storages that were asked for."""
+        return sum(_ITEM[storage.source] * storage.count for storage in self._storages.values())
+
     def read(self, name: str, limit: int) -> bytes:
         """The bytes of an entry, its checksum verified."""
         return self._archive.read(self._entry(name, limit))
@@ -185,7 +343,7 @@ class _Archive:
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
             raise ModelFileError("expected the id of a storage, found another")
         _, kind, key, _, count = pid
-        if not isinstance(kind, _StorageType) or not isinstance(key, str) or not isinstance(count, int):
+        if not isinstance(kind, _StorageType) or not isinstance(key, str) or type(count) is not int:
             raise ModelFileError("expected the id of a storage of F32, F16 or BF16 values, found another")
         if key not in self._storages:
             self._storages[key] = self._load(kind.source, key, count)
@@ -201,22 +359,22 @@ class _Archive:
 
 
 def _tensors(archive: _Archive, path: Path) -> dict[str, RawTensor]:
-    raw = io.BytesIO(archive.read(f"{archive.folder}data.pkl", MAX_PICKLE))
     try:
-        found = _Unpickler(raw, archive.storage).load()
-    except ModelFileError:
-        raise
-    except Exception as error:  # a pickle can fail in any way there is
-        raise ModelFileError(f"expected a pickle of tensors, found a broken one: {error!r}"[:200]) from None
+        found = _Machine(archive.storage).run(archive.read(f"{archive.folder}data.pkl", MAX_PICKLE))
+    except ValueError as error:  # of pickletools too: an unknown operation, a pickle that is cut
+        if isinstance(error, PyinferError):
+            raise
+        raise ModelFileError(f"expected a pickle of tensors, found a broken one: {error}"[:200]) from None
     if not isinstance(found, dict):
         raise ModelFileError(f"expected a dictionary of tensors, found {type(found).__name__}")
-    return {_name(name): _raw(name, tensor, path) for name, tensor in found.items()}
-
-
-def _name(name: object) -> str:
-    if not isinstance(name, str):
-        raise ModelFileError(f"expected names of tensors, found {name!r}"[:200])
-    return name
+    tensors = {name: _raw(name, tensor, path) for name, tensor in found.items()}
+    held = sum(_ITEM[tensor.source] * math.prod(tensor.shape) for tensor in tensors.values())
+    if held > MAX_SHARED * archive.stored_bytes:
+        raise ModelFileError(
+            f"expected tensors of at most {MAX_SHARED} times the {archive.stored_bytes} bytes that are stored, "
+            f"found {held} bytes"
+        )
+    return tensors
 
 
 def _raw(name: str, tensor: object, path: Path) -> RawTensor:

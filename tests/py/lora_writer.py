@@ -93,7 +93,9 @@ def _text(text: str) -> bytes:
 
 
 def _whole(number: int) -> bytes:
-    return b"I" + str(number).encode() + b"\n"
+    if -(2**31) <= number < 2**31:
+        return b"J" + number.to_bytes(4, "little", signed=True)
+    return b"\x8a\x10" + number.to_bytes(16, "little", signed=True)
 
 
 def _tuple(numbers: Sequence[int]) -> bytes:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import struct
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -365,6 +367,71 @@ def test_a_memo_of_billions_costs_nothing(tmp_path: Path) -> None:
     pickled = b"\x80\x02}r" + struct.pack("<I", 2**32 - 1) + b"."
     with pytest.raises(ModelFileError, match="expected tensors, found none"):
         Adapter.load(bin_adapter(tmp_path / "a", lw.archive(pickled, [])))
+
+
+_STATE = b"\x80\x02}(X\x07\x00\x00\x00strides(J\x00\x00\x00\x80K\x00tu"
+"""A dictionary with strides."""
+HOSTILE_PICKLES = {
+    "a storage type that is changed": b"\x80\x02ctorch\nHalfStorage\n}(X\x06\x00\x00\x00sourceX\x04\x00\x00\x00BF16ub.",
+    "a class that is changed": b"\x80\x02ccollections\nOrderedDict\nN}(X\x05\x00\x00\x00itemsK\x01u\x86b.",
+    "a tuple that is nested deep": b"\x80\x02}()" + b"\x85" * 10**5 + b"K\x01u.",
+    "a key that doubles itself": b"\x80\x02}()" + b"q\x00h\x00\x86" * 60 + b"K\x01u.",
+    "keys that collide": b"\x80\x02}("
+    + b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(10**4))
+    + b"u.",
+    "a list that doubles itself": b"\x80\x02]" + b"q\x00]h\x00ah\x00a" * 60 + b".",
+    "a number of a megabyte": b"\x80\x02\x8b\x40\x42\x0f\x00" + bytes(10**6 - 1) + b"\x01.",
+    "room that is claimed": b"\x80\x05\x96" + (10**11).to_bytes(8, "little") + b".",
+    "a call without arguments": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
+    "a dictionary made of a dictionary": b"\x80\x02ccollections\nOrderedDict\n" + _STATE + b"\x85R.",
+    "too little on the stack": b"\x80\x02R.",
+    "operations without end": b"\x80\x02N" + b"\x94" * 2**21 + b".",
+}
+
+
+@pytest.mark.parametrize("pickled", HOSTILE_PICKLES.values(), ids=HOSTILE_PICKLES)
+def test_hostile_pickles_are_refused_at_once(tmp_path: Path, pickled: bytes) -> None:
+    start = time.process_time()
+    with pytest.raises(
+        ModelFileError, match=r"expected (only tensors|.* pickle|.* names|an OrderedDict|a tensor)"
+    ):
+        Adapter.load(bin_adapter(tmp_path / "a", lw.archive(pickled, [])))
+    assert time.process_time() - start < 20
+
+
+def test_a_tensor_cannot_be_changed_once_checked(tmp_path: Path) -> None:
+    values = {f"{Q0}.lora_A.weight": np.ones((4, 64), np.float32)}
+    pickled = lw.state_pickle(values).removesuffix(b"u.") + _STATE[2:] + b"bu."
+    with pytest.raises(UnsupportedError, match="changes something else"):
+        Adapter.load(bin_adapter(tmp_path / "a", lw.archive(pickled, [bytes(1024)])))
+
+
+def test_tensors_that_share_a_storage_many_times_are_refused(tmp_path: Path) -> None:
+    values = {
+        f"{lw.module(layer, 'q_proj')}.lora_A.weight": np.ones((4, 64), np.float32) for layer in range(99)
+    }
+    pickled = re.sub(rb"X[\x01\x02]\x00\x00\x00\d{1,2}X", b"X\x01\x00\x00\x000X", lw.state_pickle(values))
+    with pytest.raises(
+        ModelFileError, match=r"at most 4 times the 1024 bytes that are stored, found 101376 bytes"
+    ):
+        Adapter.load(bin_adapter(tmp_path / "a", lw.archive(pickled, [bytes(1024)])))
+
+
+def test_notes_on_the_dictionary_are_passed_over(tmp_path: Path) -> None:
+    values = lw.tensors()
+    pickled = lw.state_pickle(values).removesuffix(b".") + b"}X\x09\x00\x00\x00_metadata}sb."
+    storages = [array.tobytes() for array in values.values()]
+    found = Adapter.load(bin_adapter(tmp_path / "a", lw.archive(pickled, storages)))
+    assert found.bytes == Adapter.load(lw.plain(tmp_path / "b")).bytes
+
+
+def test_archives_with_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    raw = bytearray(lw.torch_bin(lw.tensors()))
+    at = raw.rindex(b"model/data/0")
+    raw[at : at + 2] = b"\xff\xfe"
+    raw[raw.rindex(b"PK\x01\x02", 0, at) + 9] |= 8  # names are UTF-8
+    with pytest.raises(ModelFileError, match="expected a whole zip archive"):
+        Adapter.load(bin_adapter(tmp_path / "a", bytes(raw)))
 
 
 def test_compressed_and_old_archives_are_refused(tmp_path: Path) -> None:
