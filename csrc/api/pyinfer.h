@@ -3,8 +3,9 @@
  * Rules that hold for every function here:
  *
  * Status. A function that can fail returns PYI_OK or another pyi_status, and leaves its results alone when it fails, unless it
- * says otherwise. pyi_last_error() then has one sentence: what was expected, what was found, where. Nothing is printed, no
- * signal is raised, and no C++ exception leaves the library.
+ * says otherwise. pyi_last_error() then has one sentence: what was expected, what was found, where. Nothing is printed, and no C++
+ * exception leaves the library. No signal is raised, with one exception: a file that is cut while a step reads it may end in SIGBUS;
+ * one that was cut before is refused with PYI_MODEL_FILE.
  *
  * Handles. A pyi_model, pyi_session, pyi_sampler or pyi_adapters comes from the _open call of its kind and goes with the _close
  * call, which frees it. It is a number in the shape of a pointer and is looked up by every call: NULL, a handle that was closed
@@ -18,8 +19,8 @@
  * sampler serve one call at a time: a second one meanwhile is refused with PYI_REQUEST, but for what says "at any time". A handle
  * may be closed while another thread's call uses it: what it stands for is freed when that call is done.
  *
- * Forks. A child of fork() has none of the threads of its parent's models: steps on those are refused with PYI_REQUEST, closing
- * works, and so does opening another model.
+ * Forks. A child of fork() has none of the threads of its parent's models: steps on those and adapters for those are refused with
+ * PYI_REQUEST, closing works, and so does opening another model.
  *
  * Structs. A struct that begins with `size` may grow at its end in later versions. Its _init call takes sizeof and fills in the
  * defaults; whoever was compiled with a shorter struct gets the defaults of what it does not know, whoever was compiled with a
@@ -211,15 +212,17 @@ typedef struct pyi_eval_options {
   size_t size;
   int32_t wanted; /* PYI_LAST_LOGITS (default), PYI_NO_LOGITS or PYI_ALL_LOGITS */
   uint32_t chunk; /* tokens a pass, 1 ... 512 (default) */
-  int32_t (*poll)(
-      void* context); /* asked between layers, by the calling thread; not 0: PYI_CANCELLED. NULL (default): nobody */
+  /* Asked between layers, by the calling thread; not 0: PYI_CANCELLED. NULL (default): nobody. It may call what this header has, but
+   * steps and adapters of the same model are refused with PYI_REQUEST. */
+  int32_t (*poll)(void* context);
   void* poll_context; /* what it is called with */
 } pyi_eval_options;
 
 PYI_API pyi_status pyi_eval_options_init(pyi_eval_options* options, size_t size);
 
 /* Appends tokens, as prefill does, with a choice of logits and a function that may end it. `logits` takes n_vocab floats for each
- * token whose logits are wanted; n_logits, the floats that it has room for, must be that many. Neither is needed for none. */
+ * token whose logits are wanted; n_logits, the floats that it has room for, must be that many. Neither is needed for none. After
+ * PYI_CANCELLED and PYI_MODEL_FILE, what is in `logits` is rubbish. */
 PYI_API pyi_status pyi_session_eval(pyi_session* session, const int32_t* tokens, size_t n_tokens,
                                     const pyi_eval_options* options, float* logits, size_t n_logits);
 
@@ -235,7 +238,8 @@ typedef struct pyi_batch_item {
 } pyi_batch_item;
 
 /* Appends tokens to several sessions of one model, each at most once, at most 512 tokens together, in one pass over the weights.
- * `item_size` is sizeof(pyi_batch_item). Of `options` only the poll function counts; may be NULL. All or nothing. */
+ * After PYI_CANCELLED and PYI_MODEL_FILE no session holds more than before; what is in their `logits` is rubbish. `item_size` is sizeof(pyi_batch_item). Of
+ * `options` only the poll function counts; may be NULL. */
 PYI_API pyi_status pyi_model_forward(pyi_model* model, const pyi_batch_item* items, size_t n_items, size_t item_size,
                                      const pyi_eval_options* options);
 
@@ -274,7 +278,7 @@ typedef struct pyi_adapter_module {
 
 /* A tensor that stands in for the model's, of the same shape. */
 typedef struct pyi_replaced_tensor {
-  const char* role;   /* any of the file but "rope_freqs" */
+  const char* role;   /* any of the file but the rotary frequencies */
   int64_t layer;      /* -1 outside the layers */
   pyi_values values;  /* of PYI_F32 */
   const char* format; /* what a matrix is packed to: "f32", "f16", "q8" ...; NULL: "f32" */

@@ -32,6 +32,10 @@ size_t regular_size(const std::string& path, int descriptor) {
 
 void* map(const std::string& path, void* place, size_t size, int protection, int flags, int descriptor) {
   void* address = ::mmap(place, size, protection, flags, descriptor, 0);
+  if (address == MAP_FAILED && errno == ENOMEM) {
+    throw Error(ErrorKind::memory, path + ": expected room for " + std::to_string(size) +
+                                       " bytes among this process's addresses, found that the system gives none");
+  }
   if (address == MAP_FAILED) fail(path, "cannot be mapped");
   return address;
 }

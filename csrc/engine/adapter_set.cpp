@@ -13,8 +13,6 @@
 namespace pyinfer {
 namespace {
 
-constexpr size_t kTile = 16;
-
 std::string text(uint64_t value) { return std::to_string(value); }
 std::string shape_text(size_t rows, size_t cols) { return "(" + text(rows) + ", " + text(cols) + ")"; }
 

@@ -16,6 +16,29 @@ std::string text(size_t value) { return std::to_string(value); }
 
 }  // namespace
 
+// In a fork the lock may be held by a thread that does not exist there. A poll that asks for a step would wait for itself.
+class Engine::Turn {
+ public:
+  explicit Turn(Engine& engine) : whose_(engine.whose_turn_) {
+    if (!engine.pool_.alive_here()) {
+      throw Error(ErrorKind::request,
+                  "engine: expected the process that loaded it, found a fork, where its threads do not exist");
+    }
+    if (whose_.load() == std::this_thread::get_id())
+      throw Error(ErrorKind::request,
+                  "engine: expected no step at work in this thread, found one that a poll came from");
+    lock_ = std::unique_lock<std::mutex>(engine.turn_);
+    whose_.store(std::this_thread::get_id());
+  }
+  ~Turn() { whose_.store(std::thread::id()); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  std::atomic<std::thread::id>& whose_;
+  std::unique_lock<std::mutex> lock_;  // given back after the destructor's body
+};
+
 Engine::Engine(std::shared_ptr<const ModelFile> file, int threads, Activations activations)
     : file_(std::move(file)),
       model_(*file_, activations),
@@ -32,7 +55,7 @@ void Engine::make_room(const Model& model, size_t low_rank) {
   WorkspaceShape shape = model.workspace_shape(kMaxRows);
   shape.low_rank = low_rank;
   shape.needs_f32 |= low_rank > 0;
-  const std::lock_guard<std::mutex> lock(turn_);
+  const Turn turn(*this);
   workspace_.grow(shape);
   workspace_bytes_.store(workspace_.bytes());
 }
@@ -55,10 +78,6 @@ void Engine::check(std::span<const BatchItem> items) const {
   if (n_rows > kMaxRows)
     throw Error(ErrorKind::request,
                 "batch: expected at most " + text(kMaxRows) + " tokens a step, found " + text(n_rows));
-  if (!pool_.alive_here()) {
-    throw Error(ErrorKind::request,
-                "engine: expected the process that loaded it, found a fork, where its threads do not exist");
-  }
 }
 
 // Sessions of one stack stand together, so that their rows meet its factors together; the bits of a row are the same in any order.
@@ -101,7 +120,7 @@ void Engine::step(std::span<const BatchItem> items, const Poll& poll) {
 
 void Engine::run(std::span<const BatchItem> items, const Poll& poll) {
   check(items);
-  const std::lock_guard<std::mutex> lock(turn_);
+  const Turn turn(*this);
   file_->mapping().check_whole();
   struct Context {
     std::span<const BatchItem> items;

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <thread>
 
 #include "model/decoder.h"
 #include "model/file.h"
@@ -33,8 +34,8 @@ class Engine {
   // Rows that one pass over the weights takes; longer prompts go through in chunks.
   static constexpr size_t kMaxRows = 512;
 
-  // `threads` 0 means default_threads(). Reads nothing of the weights and touches no page of its own yet: memory() may be asked and the
-  // engine given up at no cost.
+  // `threads` 0 means default_threads(). Starts the threads, but reads nothing of the weights and touches no page of its own yet: memory()
+  // may be asked and the engine given up before much is spent.
   Engine(std::shared_ptr<const ModelFile> file, int threads, Activations activations);
 
   const Model& model() const { return model_; }
@@ -46,17 +47,20 @@ class Engine {
   // Has the system read the weights ahead, in the background; with HugePages::on they are read now, see MappedFile.
   void prefetch() const { file_->mapping().prefetch(); }
   // Room for steps with adapters that share an input with so many ranks together, over such a model. Waits for a step that runs; not to
-  // be called with Python's lock, which such a step may want.
+  // be called with Python's lock, which such a step may want. Throws as `step` does in a fork and within a poll.
   void make_room(const Model& model, size_t low_rank);
   // Throws unless the token is of the vocabulary.
   void check(int32_t token) const;
 
   // Appends the items' tokens, at most kMaxRows together, in one pass. Throws before any work where a token, a position or a session is not
-  // as it must be; a cancelled error if `poll` or a session's cancel() says so. Sessions then hold what they held.
+  // as it must be, in a fork, and where this engine's step asks for another by way of its poll; a cancelled error if `poll` or a session's
+  // cancel() says so. Sessions then hold what they held.
   void step(std::span<const BatchItem> items, const Poll& poll);
 
  private:
   friend class Session;
+  // This thread's turn, until it goes.
+  class Turn;
   // As `step`, with sessions that the caller occupies.
   void run(std::span<const BatchItem> items, const Poll& poll);
   void check(std::span<const BatchItem> items) const;
@@ -70,6 +74,7 @@ class Engine {
   Workspace workspace_;
   std::unique_ptr<BatchRow[]> rows_;
   std::mutex turn_;
+  std::atomic<std::thread::id> whose_turn_{};
   std::atomic<size_t> workspace_bytes_;  // may be asked for while the workspace grows
 };
 

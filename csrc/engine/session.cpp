@@ -7,16 +7,10 @@
 #include "base/error.h"
 
 namespace pyinfer {
-namespace {
-
-constexpr size_t kMaxContext = 16777216;
-
-}  // namespace
-
 size_t checked_context(uint64_t context) {
-  if (context >= 1 && context <= kMaxContext) return static_cast<size_t>(context);
+  if (context >= 1 && context <= kMostPositions) return static_cast<size_t>(context);
   throw Error(ErrorKind::request,
-              "context: expected 1 to " + std::to_string(kMaxContext) + ", found " + std::to_string(context));
+              "context: expected 1 to " + std::to_string(kMostPositions) + ", found " + std::to_string(context));
 }
 
 Session::Session(std::shared_ptr<Engine> engine, size_t context, KvFormat format)

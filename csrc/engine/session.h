@@ -19,7 +19,7 @@ inline size_t rows_wanted(Wanted wanted, size_t n_tokens) {
   return wanted == Wanted::all ? n_tokens : wanted == Wanted::last && n_tokens > 0 ? 1 : 0;
 }
 
-// Throws a request error unless 1 ≤ context ≤ 16777216.
+// Throws a request error unless 1 ≤ context ≤ kMostPositions.
 size_t checked_context(uint64_t context);
 
 class Session {

@@ -19,7 +19,6 @@ constexpr uint64_t kMaxMetadata = 64ull << 20;
 constexpr uint64_t kMaxTokenizer = 256ull << 20;
 constexpr uint64_t kMaxTensors = 32 * 1024;  // 1024 layers of fewer than 32 tensors
 constexpr uint64_t kWeightsAlignment = 4096;
-constexpr uint64_t kMostPositions = 16777216;
 
 uint64_t n_expected(const ModelSpec& s) {
   uint64_t n = 0;
@@ -30,6 +29,12 @@ uint64_t n_expected(const ModelSpec& s) {
 }
 
 std::string text(uint64_t value) { return std::to_string(value); }
+
+// The system would open what is named before the NUL.
+const std::string& without_nul(const std::string& path) {
+  if (path.find('\0') == std::string::npos) return path;
+  throw Error(ErrorKind::request, "path: expected no NUL, found one behind " + path.substr(0, path.find('\0')));
+}
 
 }  // namespace
 
@@ -57,26 +62,25 @@ const char* role_name(Role role) {
   return name != nullptr ? name : "unknown";
 }
 
-ModelFile::ModelFile(const std::string& path, HugePages huge_pages) : file_(path, huge_pages) {
+ModelFile::ModelFile(const std::string& path, HugePages huge_pages) : file_(without_nul(path), huge_pages) {
+  if (file_.size() < sizeof header_) refuse("file", "at least 128 bytes", text(file_.size()));
+  std::memcpy(&header_, file_.data(), sizeof header_);
   check_header();
+  std::memcpy(&spec_, file_.data() + header_.spec_offset, sizeof spec_);
+  tensors_.resize(header_.table_bytes / sizeof(TensorRecord));
+  if (!tensors_.empty()) std::memcpy(tensors_.data(), file_.data() + header_.table_offset, header_.table_bytes);
   check_head_crc();
-  check_zeros("padding before the weights", header().tokenizer_offset + header().tokenizer_bytes,
-              header().weights_offset);
+  check_zeros("padding before the weights", header_.tokenizer_offset + header_.tokenizer_bytes, header_.weights_offset);
   check_spec();
   check_table();
 }
 
-std::span<const TensorRecord> ModelFile::tensors() const {
-  const auto* first = reinterpret_cast<const TensorRecord*>(file_.data() + header().table_offset);
-  return {first, header().table_bytes / sizeof(TensorRecord)};
-}
-
 std::span<const uint8_t> ModelFile::metadata() const {
-  return blob(header().metadata_offset, header().metadata_bytes, header().metadata_crc, "metadata");
+  return blob(header_.metadata_offset, header_.metadata_bytes, header_.metadata_crc, "metadata");
 }
 
 std::span<const uint8_t> ModelFile::tokenizer() const {
-  return blob(header().tokenizer_offset, header().tokenizer_bytes, header().tokenizer_crc, "tokenizer");
+  return blob(header_.tokenizer_offset, header_.tokenizer_bytes, header_.tokenizer_crc, "tokenizer");
 }
 
 bool ModelFile::verify(const TensorRecord& tensor) const {
@@ -105,8 +109,7 @@ void ModelFile::expect_within(const std::string& field, uint64_t found, uint64_t
 }
 
 void ModelFile::check_header() const {
-  if (file_.size() < sizeof(FileHeader)) refuse("file", "at least 128 bytes", text(file_.size()));
-  const FileHeader& h = header();
+  const FileHeader& h = header_;
   if (std::memcmp(h.magic, kMagic, sizeof kMagic) != 0)
     refuse("magic", "\"PYINFER\"", "something else: not a model.bin");
   expect("version", h.version, 1);
@@ -131,10 +134,10 @@ void ModelFile::check_header() const {
 }
 
 void ModelFile::check_head_crc() const {
-  const FileHeader& h = header();
-  uint32_t crc = crc32(0, &h, offsetof(FileHeader, head_crc));
-  crc = crc32(crc, file_.data() + h.spec_offset, h.spec_bytes + h.table_bytes);
-  expect("head_crc", h.head_crc, crc);
+  uint32_t crc = crc32(0, &header_, offsetof(FileHeader, head_crc));
+  crc = crc32(crc, &spec_, sizeof spec_);
+  crc = crc32(crc, tensors_.data(), header_.table_bytes);
+  expect("head_crc", header_.head_crc, crc);
 }
 
 void ModelFile::check_zeros(const std::string& name, uint64_t begin, uint64_t end) const {
@@ -198,9 +201,9 @@ void ModelFile::check_table() const {
   const auto records = tensors();
   const uint64_t n = n_expected(spec());
   if (records.size() != n)
-    refuse("table_bytes", text(n * sizeof(TensorRecord)) + " for " + text(n) + " tensors", text(header().table_bytes));
+    refuse("table_bytes", text(n * sizeof(TensorRecord)) + " for " + text(n) + " tensors", text(header_.table_bytes));
   std::set<std::pair<Role, uint32_t>> seen;
-  uint64_t end = header().weights_offset;
+  uint64_t end = header_.weights_offset;
   for (const TensorRecord& tensor : records) {
     check_tensor(tensor, end);
     check_zeros("gap before a tensor", end, tensor.offset);

@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/mapped_file.h"
 #include "formats/format.h"
@@ -67,14 +68,15 @@ static_assert(sizeof(TensorRecord) == 64);
 
 class ModelFile {
  public:
-  // Opens, maps and checks. Throws model_file errors that name the field, what was expected and what was found.
+  // Opens, maps and checks. Header, specification and table are copied first: what was checked holds, whatever becomes of the file. Throws
+  // model_file errors that name the field, what was expected and what was found.
   explicit ModelFile(const std::string& path, HugePages huge_pages = HugePages::automatic);
 
-  const ModelSpec& spec() const { return *reinterpret_cast<const ModelSpec*>(file_.data() + sizeof(FileHeader)); }
-  std::span<const TensorRecord> tensors() const;
+  const ModelSpec& spec() const { return spec_; }
+  std::span<const TensorRecord> tensors() const { return tensors_; }
   const uint8_t* bytes_of(const TensorRecord& tensor) const { return file_.data() + tensor.offset; }
   size_t file_bytes() const { return file_.size(); }
-  size_t weights_bytes() const { return header().weights_bytes; }
+  size_t weights_bytes() const { return header_.weights_bytes; }
   const std::string& path() const { return file_.path(); }
   const MappedFile& mapping() const { return file_; }
 
@@ -85,7 +87,6 @@ class ModelFile {
   bool verify(const TensorRecord& tensor) const;
 
  private:
-  const FileHeader& header() const { return *reinterpret_cast<const FileHeader*>(file_.data()); }
   void check_header() const;
   void check_head_crc() const;
   void check_zeros(const std::string& name, uint64_t begin, uint64_t end) const;
@@ -99,6 +100,9 @@ class ModelFile {
   void expect_within(const std::string& field, uint64_t found, uint64_t low, uint64_t high) const;
 
   MappedFile file_;
+  FileHeader header_;
+  ModelSpec spec_;
+  std::vector<TensorRecord> tensors_;
 };
 
 }  // namespace pyinfer

@@ -6,6 +6,8 @@
 
 namespace pyinfer {
 
+inline constexpr uint64_t kMostPositions = 16777216;  // of a sequence
+
 // What a family has or has not; bits of ModelSpec::flags.
 enum SpecFlag : uint32_t {
   kTiedHead = 1u << 0,    // the head is the embedding

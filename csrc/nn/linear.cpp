@@ -8,7 +8,6 @@
 namespace pyinfer {
 namespace {
 
-constexpr size_t kTile = 16;
 // Weights that a thread takes at a time in a prefill: they stay in its second-level cache while the panels pass by.
 constexpr size_t kRunBytes = 128 << 10;
 // Weights of gate and up that meet a panel together.

@@ -8,8 +8,6 @@
 namespace pyinfer {
 namespace {
 
-constexpr size_t kTile = 16;
-
 // The pieces among rows [first_row, first_row + n_rows).
 std::span<const Piece> pieces_in(std::span<const Piece> pieces, size_t first_row, size_t n_rows) {
   if (pieces.size() == 1)

@@ -5,10 +5,13 @@
 #include <cstdint>
 
 #include "formats/format.h"
+#include "formats/tile.h"
 
 namespace pyinfer {
 
-// A packed matrix: `rows` outputs of `cols` inputs, in tiles of 16 rows.
+inline constexpr size_t kTile = kTileRows;  // outputs of a matrix that stand together
+
+// A packed matrix: `rows` outputs of `cols` inputs, in tiles of kTile rows.
 struct Matrix {
   Format format;
   size_t rows;
@@ -21,7 +24,7 @@ struct Matrix {
     const size_t group = group_cols(format);
     return {format, rows, cols, data, pyinfer::tile_bytes(format, cols), (cols + group - 1) / group};
   }
-  size_t n_tiles() const { return (rows + 15) / 16; }
+  size_t n_tiles() const { return (rows + kTile - 1) / kTile; }
   bool is_float() const { return format == Format::f32 || format == Format::f16 || format == Format::bf16; }
 };
 

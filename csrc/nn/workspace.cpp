@@ -8,8 +8,6 @@
 namespace pyinfer {
 namespace {
 
-constexpr size_t kTile = 16;
-
 void lay_out(Workspace& w, const WorkspaceShape& shape, Layout& layout) {
   const size_t threads = static_cast<size_t>(w.pool.n_threads());
   w.x = layout.take<float>(w.max_rows * w.x_stride);

@@ -1,5 +1,5 @@
-// Everything a step computes with, allocated once: kernels, threads, and room for the activations of up to max_rows rows.
-// Nothing in a step allocates; memory that a step does not touch is not resident.
+// Everything a step computes with: kernels, threads, and room for the activations of up to max_rows rows. Allocated once, and anew where
+// adapters need more room; nothing in a step allocates; memory that a step does not touch is not resident.
 #pragma once
 
 #include <atomic>

@@ -297,6 +297,27 @@ static void test_cancel(void) {
   pyi_model_close(model);
 }
 
+/* A poll that wants a step of its own would wait for itself. */
+static int32_t steps_another(void* session) {
+  REFUSED(pyi_session_step(session, 1), PYI_REQUEST, "a poll came from");
+  pyi_session_close(session);
+  return 1;
+}
+
+static void test_poll_may_not_step(void) {
+  pyi_model* model = open_model(1);
+  pyi_session *session = open_session(model), *another = open_session(model);
+  pyi_eval_options options;
+  OK(pyi_eval_options_init(&options, sizeof options));
+  options.wanted = PYI_NO_LOGITS;
+  options.poll = steps_another;
+  options.poll_context = another;
+  REFUSED(pyi_session_eval(session, prompt, 5, &options, NULL, 0), PYI_CANCELLED, "cancelled");
+  OK(pyi_session_prefill(session, prompt, 5));
+  pyi_session_close(session);
+  pyi_model_close(model);
+}
+
 /* Several sessions in a pass */
 
 static void test_forward(void) {
@@ -658,6 +679,11 @@ static int in_the_child(pyi_model* model, pyi_session* session) {
   pyi_session* another = NULL;
   if (pyi_session_open(model, NULL, &another) != PYI_OK) return 2;
   if (pyi_session_step(another, 1) != PYI_REQUEST || strstr(pyi_last_error(), "found a fork") == NULL) return 3;
+  pyi_adapters* set = NULL;
+  pyi_adapters_options none;
+  if (pyi_adapters_options_init(&none, sizeof none) != PYI_OK) return 6;
+  if (pyi_adapters_open(model, &none, &set) != PYI_REQUEST || strstr(pyi_last_error(), "found a fork") == NULL)
+    return 7;
   pyi_session_close(another);
   pyi_session_close(session);
   pyi_model_close(model);
@@ -735,6 +761,7 @@ int main(int argc, char** argv) {
       {"session", test_session, 0},
       {"session_refuses", test_session_refuses, 0},
       {"cancel", test_cancel, 0},
+      {"poll_may_not_step", test_poll_may_not_step, 0},
       {"forward", test_forward, 0},
       {"adapters", test_adapters, 0},
       {"sampling", test_sampling, 0},

@@ -355,12 +355,14 @@ CUT_WHILE_MAPPED = """
 import os, sys
 import numpy as np
 from pyinfer import _core
-path, what = sys.argv[1:]
+path, what, left = sys.argv[1:]
 file = _core.ModelFile(path)
 engine = _core.Engine(file, threads=2)
 session = _core.Session(engine, 16)
 session.eval(np.zeros(2, np.int32))
-os.truncate(path, 4096)
+os.truncate(path, int(left))
+adapter = {"role": "q", "layer": 0, "a": np.ones((2, 64), np.float32), "b": np.ones((64, 2), np.float32)}
+adapter["scale"] = np.ones(2, np.float32)
 actions = {
     "read": lambda: [file.read(i) for i in range(len(file.tensors))],
     "verify": lambda: [file.verify(i) for i in range(len(file.tensors))],
@@ -369,6 +371,8 @@ actions = {
     "eval": lambda: session.eval(np.zeros(2, np.int32)),
     "step": lambda: session.step(0),
     "engine": lambda: _core.Session(_core.Engine(file, threads=1), 16).step(0),
+    "spec": lambda: print("no error", file.spec, file.tensors),
+    "adapters": lambda: print("no error", _core.AdapterSet(engine, [adapter], [])),
     "forward": lambda: _core.forward(engine, [(session, np.zeros(2, np.int32), "last")]),
 }
 try:
@@ -379,9 +383,11 @@ except Exception as error:
 
 
 @pytest.mark.parametrize(
-    "what", ["read", "verify", "metadata", "tokenizer", "eval", "step", "engine", "forward"]
+    "what",
+    ["read", "verify", "metadata", "tokenizer", "eval", "step", "engine", "forward", "spec", "adapters"],
 )
-def test_a_file_cut_while_mapped_is_an_exception(base: Path, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("left", [0, 4096])
+def test_a_file_cut_while_mapped_is_an_exception(base: Path, tmp_path: Path, what: str, left: int) -> None:
     path = tmp_path / "cut.bin"
     path.write_bytes(base.read_bytes())
     done = run_python("-c", CUT_WHILE_MAPPED, str(path), what)
