@@ -6,12 +6,13 @@ stack is computed (`stack` does) nor how it runs.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, Union
+
+import numpy as np
 
 from pyinfer.convert import gguf_adapter, peft
 from pyinfer.convert.adapter import AdapterSource
@@ -37,7 +38,7 @@ class Adapter:
 
         Args:
             path: A folder with adapter_config.json and adapter_model.safetensors or .bin, or a GGUF file.
-            name: What to call it. None: the folder's or file's name.
+            name: What to call it. None: the folder's name, or the file's without its ending.
 
         Raises:
             ModelFileError: It is not what it should be; UnsupportedError when it asks for something that cannot be
@@ -47,7 +48,8 @@ class Adapter:
         if name is not None and (not isinstance(name, str) or not name.strip()):
             raise RequestError(f"name: expected a text that is not empty, found {name!r}")
         where = Path(path)
-        return Adapter(name or where.resolve().stem, where, open_adapter(where))
+        whole = where.resolve()
+        return Adapter(name or (whole.name if whole.is_dir() else whole.stem), where, open_adapter(where))
 
     @property
     def rank(self) -> int:
@@ -66,7 +68,8 @@ class Adapter:
 AdapterLike: TypeAlias = Union[str, "os.PathLike[str]", Adapter]
 """An adapter, the name of one that the model knows, or the path of one."""
 Adapters: TypeAlias = Sequence[AdapterLike | tuple[AdapterLike, float]]
-"""A stack: adapters in order, each alone (weight 1) or with its weight, any number that is finite."""
+"""A stack: adapters in order, each alone (weight 1) or with its weight, a number from -1e6 to 1e6."""
+MOST_WEIGHT = 1e6
 Weighted: TypeAlias = tuple[tuple[Adapter, float], ...]
 """A stack that was checked: every adapter loaded, every weight a number."""
 
@@ -89,7 +92,7 @@ def split(item: object) -> tuple[AdapterLike, float]:
     adapter, weight = item if isinstance(item, tuple) and len(item) == 2 else (item, 1.0)
     if not isinstance(adapter, (str, os.PathLike, Adapter)):
         raise RequestError(f"adapters: expected names, paths or adapters, found {type(adapter).__name__}")
-    number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-    if not number or not math.isfinite(weight) or abs(weight) > 1e6:
+    number = isinstance(weight, (int, float, np.integer, np.floating)) and not isinstance(weight, bool)
+    if not number or not abs(weight) <= MOST_WEIGHT:
         raise RequestError(f"adapters: expected a weight from -1e6 to 1e6, found {weight!r}")
     return adapter, float(weight)

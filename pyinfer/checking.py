@@ -49,7 +49,9 @@ def look(weighted: Weighted, model: Path) -> Iterator[Looked]:
     """Every matrix that a stack changes in a model.bin."""
     checkpoint = open_model_file(model)
     tensors = {(tensor.role, tensor.layer): tensor for tensor in checkpoint.tensors}
-    stack = stacked(weighted, checkpoint.spec, base_reader(_core.ModelFile(str(model))))
+    stack = stacked(
+        weighted, checkpoint.spec, base_reader(_core.ModelFile(str(model))), checkpoint.architecture
+    )
     for change in stack.changes:
         tied = change.role == "head" and ("head", change.layer) not in tensors
         if len(change.a):
@@ -122,7 +124,8 @@ def _merged(weighted: Weighted, model: Model, folder: Path, tokens: list[int]) -
 
 def _exported(weighted: Weighted, model: Model, folder: Path, tokens: list[int]) -> NDArray[np.float32]:
     file = _core.ModelFile(str(model.path))
-    stack = stacked(weighted, open_model_file(model.path).spec, base_reader(file))
+    checkpoint = open_model_file(model.path)
+    stack = stacked(weighted, checkpoint.spec, base_reader(file), checkpoint.architecture)
     export(stack, folder / "exported")
     return model.logits(tokens, adapters=[Adapter.load(folder / "exported")])
 

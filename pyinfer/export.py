@@ -48,7 +48,7 @@ def export(stack: Stack, folder: Path, *, rank: int | None = None, base: str | N
 
     Raises:
         UnsupportedError: The stack has something that a single LoRA cannot say.
-        RequestError: There is nothing to write, or the folder is not empty.
+        RequestError: There is nothing to write, the folder is not empty, or a weighted factor is beyond float32.
     """
     _check(stack)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -111,7 +111,10 @@ def _factors(change: Change, rank: int | None) -> tuple[Doubles, Doubles, float]
 
 def _named(change: Change, path: str, a: Doubles, b: Doubles, biased: bool) -> dict[str, NDArray[np.float32]]:
     prefix = f"base_model.model.{path}"
-    kept = {"A": np.ascontiguousarray(a, np.float32), "B": np.ascontiguousarray(b, np.float32)}
+    with np.errstate(over="ignore"):
+        kept = {"A": np.ascontiguousarray(a, np.float32), "B": np.ascontiguousarray(b, np.float32)}
+    if not all(np.isfinite(values).all() for values in kept.values()):
+        raise RequestError(f"{path}: expected factors within float32 once weighted, found larger ones")
     if change.role == "embedding":
         return {f"{prefix}.lora_embedding_{letter}": values for letter, values in kept.items()}
     named = {f"{prefix}.lora_{letter}.weight": values for letter, values in kept.items()}
@@ -141,8 +144,8 @@ def _config(ranks: dict[str, int], biased: bool, base: str | None) -> dict[str, 
 
 
 def _write(folder: Path, tensors: dict[str, NDArray[np.float32]], config: dict[str, Any]) -> int:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
+    cache.write_whole(folder / WEIGHTS[0], save(tensors, metadata={"format": "pt"}))
     cache.write_whole(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     return sum(path.stat().st_size for path in folder.iterdir())

@@ -126,7 +126,7 @@ class Shelf:
         return self._by_path[path]
 
     def _names(self) -> str:
-        return ", ".join(map(repr, self._known)) or "the name of an adapter, of which none is known,"
+        return ", ".join(map(repr, self._known)) or "the name of an adapter (none is known)"
 
     def _pack(self, weighted: Weighted) -> Stacked:
         """A stack, with all that it can need packed, so that what does not fit is told at once."""
@@ -162,11 +162,13 @@ class Shelf:
 
     def _packed_anew(self, weighted: Weighted) -> Overlay:
         from pyinfer.convert.checkpoint import Spec
+        from pyinfer.convert.metadata import Metadata
         from pyinfer.stack import base_reader, stacked
 
         if self._engine is None:
             raise RequestError("the model is closed")
-        stack = stacked(weighted, Spec(**self._file.spec), base_reader(self._file))
+        architecture = Metadata.from_json(self._file.metadata()).architecture
+        stack = stacked(weighted, Spec(**self._file.spec), base_reader(self._file), architecture)
         if not stack.changes and not stack.replaced:
             return BARE
         memory.require(stack.bytes, "a stack of adapters")

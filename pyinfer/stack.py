@@ -18,6 +18,7 @@ from pyinfer import _core
 from pyinfer.adapters import Weighted
 from pyinfer.convert.adapter import AdapterSource, LowRank, Replaced, Values, as_float
 from pyinfer.convert.checkpoint import FUSED_ROLES, NO_LAYER, Spec, role_shapes
+from pyinfer.convert.families import gguf_architecture
 from pyinfer.convert.families.rotary_order import half_split_order
 from pyinfer.errors import ModelFileError, UnsupportedError
 
@@ -62,7 +63,13 @@ class Change:
         if len(self.a):
             left, right = self.outer
             total = total + left[rows] @ right
-        return np.asarray(total, np.float32)
+        with np.errstate(over="ignore"):
+            merged = np.asarray(total, np.float32)
+        if not np.isfinite(merged).all():
+            raise ModelFileError(
+                f"{self.role} of layer {self.layer}: expected finite weights with the adapters in them, found others"
+            )
+        return merged
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,14 +164,18 @@ def base_reader(file: _core.ModelFile) -> Base:
     return read
 
 
-def stacked(weighted: Weighted, spec: Spec, base: Base) -> Stack:
-    """Puts a list of adapters together for a model.
+def stacked(weighted: Weighted, spec: Spec, base: Base, architecture: str | None = None) -> Stack:
+    """Puts a list of adapters together for a model; with `architecture`, as its metadata has it, adapters that name
+    another are refused.
 
     Raises:
         ModelFileError: An adapter does not fit the model; the message names the adapter, the tensor, what was expected
             and what was found.
     """
-    parts = [(fitted(adapter.source, spec, adapter.name), weight) for adapter, weight in _summed(weighted)]
+    parts = [
+        (fitted(adapter.source, spec, adapter.name, architecture), weight)
+        for adapter, weight in _summed(weighted)
+    ]
     changes: dict[Place, list[tuple[LowRank, float]]] = {}
     news: dict[Place, list[tuple[Replaced, float]]] = {}
     for source, weight in parts:
@@ -199,12 +210,13 @@ def _summed(weighted: Weighted) -> Weighted:
 # Whether an adapter fits
 
 
-def fitted(source: AdapterSource, spec: Spec, name: str) -> AdapterSource:
+def fitted(source: AdapterSource, spec: Spec, name: str, architecture: str | None = None) -> AdapterSource:
     """The adapter with q and k in the model's rotary order and fused matrices apart, every shape checked against the
     model.
     """
     shapes = role_shapes(spec)
     try:
+        _check_architecture(source, architecture)
         source = _apart(source, shapes)
         for change in source.changes:
             _check_change(change, shapes, spec)
@@ -254,6 +266,17 @@ def _pieces(change: LowRank, shapes: Mapping[str, tuple[int, int]]) -> list[LowR
         )
         for role, (b, magnitude, bias, new_bias) in zip(roles, cut, strict=True)
     ]  # fmt: skip
+
+
+def _check_architecture(source: AdapterSource, architecture: str | None) -> None:
+    """A file in another family's order of rows would fit, and be wrong."""
+    if None in (source.architecture, architecture):
+        return
+    expected = gguf_architecture(str(architecture))
+    if source.architecture != expected:
+        raise ModelFileError(
+            f"general.architecture: expected {expected} as of the model, found {source.architecture}"
+        )
 
 
 def _check_layer(name: str, layer: int, spec: Spec) -> None:

@@ -5,6 +5,7 @@ Must not know how a model is found or loaded (`run` does), nor how a conversatio
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyinfer import cache
+from pyinfer.adapters import Adapter
 from pyinfer.cli import answer, conversation, options, terminal
 from pyinfer.errors import PyinferError, RequestError
 
@@ -209,8 +211,8 @@ class Chat:
 def _restacked(stack: Weighted, verb: str, argument: str) -> list[tuple[AdapterLike, float]]:
     """The stack with one more adapter, without one, or with another weight."""
     if verb == "add":
-        return [*stack, options.lora(argument)]
-    name, _, weight = argument.rpartition(" ") if verb == "weight" else (argument, "", "")
+        return [*stack, _added(stack, argument)]
+    name, weight = _name_and_weight(argument) if verb == "weight" else (argument, "")
     if name not in [adapter.name for adapter, _ in stack]:
         raise RequestError(f"there is no adapter {name!r} in use; /lora lists those there are")
     if verb == "remove":
@@ -220,6 +222,28 @@ def _restacked(stack: Weighted, verb: str, argument: str) -> list[tuple[AdapterL
     except ValueError:
         raise RequestError(f"expected a number as the weight of {name!r}, found {weight!r}") from None
     return [(adapter, new if adapter.name == name else old) for adapter, old in stack]
+
+
+def _added(stack: Weighted, argument: str) -> tuple[AdapterLike, float]:
+    """What DIR[:WEIGHT] names; with its folder in its name where another adapter in use is called alike."""
+    try:
+        path, weight = options.lora(argument)
+    except argparse.ArgumentTypeError as error:
+        raise RequestError(str(error)) from None
+    adapter = Adapter.load(path)
+    for used, _ in stack:
+        if used.path.resolve() == path.resolve():
+            return used, weight
+        if used.name == adapter.name:
+            adapter = Adapter.load(path, f"{path.resolve().parent.name}/{adapter.name}")
+    return adapter, weight
+
+
+def _name_and_weight(argument: str) -> tuple[str, str]:
+    words = argument.rsplit(maxsplit=1)
+    if len(words) != 2:
+        raise RequestError(f"expected /lora weight NAME WEIGHT, found {argument!r} alone")
+    return words[0], words[1]
 
 
 def _file(name: str, command: str) -> Path:

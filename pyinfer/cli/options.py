@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -67,18 +67,27 @@ def _bias(text: str) -> tuple[int, float]:
     raise argparse.ArgumentTypeError(f"expected ID=VALUE, such as 42=-100, found {text!r}")
 
 
-def lora(text: str) -> tuple[str, float]:
+def lora(text: str) -> tuple[Path, float]:
     """An argument type: DIR or DIR:WEIGHT; a path that exists is a path, whatever its name."""
-    path, colon, weight = text.rpartition(":")
-    if not colon or not path or os.path.exists(text):
-        return text, 1.0
+    whole, (name, colon, weight) = _path(text), text.rpartition(":")
+    if not colon or not name or whole.exists():
+        return whole, 1.0
     try:
         value = float(weight)
     except ValueError:
-        return text, 1.0
+        if not _path(name).exists():
+            return whole, 1.0
+        value = float("nan")
     if not abs(value) < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a weight that is a number, found {weight!r}")
-    return path, value
+    return _path(name), value
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # nobody of that name
+        return Path(text)
 
 
 def add_lora(parser: argparse.ArgumentParser) -> None:

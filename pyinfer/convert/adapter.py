@@ -71,6 +71,7 @@ class AdapterSource:
     changes: tuple[LowRank, ...]
     replaced: tuple[Replaced, ...] = ()
     in_every_layer: frozenset[str] = frozenset()  # roles that it says it changes in all layers of its base
+    architecture: str | None = None  # of its base, as GGUF names it
     interleaved: bool = False  # rows of q and k are in interleaved rotary order
     base: str | None = None  # the model it says it was trained on
     invocation: tuple[int, ...] = ()  # it applies only from the last occurrence of these tokens on

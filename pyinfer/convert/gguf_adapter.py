@@ -52,6 +52,7 @@ def open_gguf_adapter(path: Path) -> AdapterSource:
             kind="gguf",
             files=(path,),
             changes=changes,
+            architecture=architecture,
             interleaved=gguf_interleaved(architecture),
             base=file.keys.text("general.base_model.0.name"),
             invocation=invocation,

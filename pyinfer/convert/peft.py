@@ -45,8 +45,10 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 _FACTOR = re.compile(
     r"(?P<path>.+?)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
-    r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<leaf>weight|bias))?"
+    r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?:\.(?P<leaf>weight|bias))?"
 )
+MAX_COLUMNS = 1 << 20
+"""Of A: more than any linear of a model has inputs."""
 _TOKENS = re.compile(r"(?P<path>.+)\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?")
 _WHOLE = re.compile(
     r"(?P<path>.+?)(?P<base>\.base_layer)?(?:\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?)?\.(?P<leaf>weight|bias)"
@@ -127,6 +129,7 @@ def _sorted(raw: Mapping[str, RawTensor], config: PeftConfig) -> tuple[dict[str,
     """Gives each tensor its place; an unknown one is refused by name."""
     modules: dict[str, _Module] = {}
     replaced: list[Replaced] = []
+    named: set[str | None] = set()
     if not raw:
         raise ModelFileError("expected tensors, found none")
     for name, tensor in raw.items():
@@ -138,6 +141,11 @@ def _sorted(raw: Mapping[str, RawTensor], config: PeftConfig) -> tuple[dict[str,
         if found := _FACTOR.fullmatch(inner):
             part = f"{found['part']}.bias" if found["leaf"] == "bias" else found["part"]
             _put(_module(modules, found["path"], name).parts, part, tensor)
+            named.add(found["adapter"])
+            if len(named) > 1:
+                raise UnsupportedError(
+                    f"{name}: expected the factors of one adapter, found those of two"[:300]
+                )
         elif found := _TOKENS.fullmatch(inner):
             replaced.append(_token_rows(found["path"], tensor, config))
         elif (found := _WHOLE.fullmatch(inner)) and found["leaf"] == "bias":
@@ -216,6 +224,10 @@ def _factors(module: _Module, name_a: str, name_b: str, config: PeftConfig) -> t
 
 def _unpooled(a: Values, group: int) -> NDArray[np.float32]:
     """QA-LoRA sees the mean of each group of inputs times the number of groups: the same as a wider A."""
+    if a.shape[1] * group > MAX_COLUMNS:
+        raise ModelFileError(
+            f"qalora_group_size: expected A of at most {MAX_COLUMNS} columns, found {a.shape[1]} x {group}"
+        )
     return np.repeat(as_float(a) * np.float32(a.shape[1] / group), group, axis=1)
 
 
@@ -254,6 +266,8 @@ def _whole(path: str, tensor: RawTensor, config: PeftConfig) -> Replaced:
     place = huggingface_module(path)
     if place is None:
         raise UnsupportedError(f"{tensor.name}: this module is not part of the supported architecture"[:300])
+    if len(tensor.shape) > 2:
+        raise ModelFileError(f"{tensor.name}: expected one or two dimensions, found {len(tensor.shape)}")
     values = as_float(read_values(tensor))
     saved = any(path == name or path.endswith(f".{name}") for name in config.saved)
     if not saved and place[0] not in ("embedding", "head"):

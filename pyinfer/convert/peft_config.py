@@ -37,7 +37,11 @@ _REFUSED = {
 _KEEPS_BASE = ("gaussian", "orthogonal", "eva", "mica")
 """Ways to begin that leave the base as it was."""
 _NESTED_REPEAT = re.compile(r"\)[*+{]")
-_REPEAT = re.compile(r"[*+{]")
+_SKIPPED = re.compile(r"\\.|\[\^?\]?[^\]]*\]")
+"""What stands for one character, whatever it looks like."""
+MOST_WAYS = 1 << 20
+"""In which a pattern may be tried on a module's name."""
+MAX_QALORA_GROUP = 1024
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,7 @@ def read_config(values: Mapping[str, Any]) -> PeftConfig:
         dora=_flag(values, "use_dora"),
         saved=_strings("modules_to_save", values.get("modules_to_save")),
         token_rows=_token_rows(values.get("trainable_token_indices")),
-        qalora_group=_rank("qalora_group_size", values.get("qalora_group_size", 16))
-        if _flag(values, "use_qalora")
-        else None,
+        qalora_group=_qalora_group(values),
         invocation=_invocation(values.get("alora_invocation_tokens")),
         base=values["base_model_name_or_path"]
         if isinstance(values.get("base_model_name_or_path"), str)
@@ -149,6 +151,15 @@ def _rank(name: str, value: object) -> int:
     return value
 
 
+def _qalora_group(values: Mapping[str, Any]) -> int | None:
+    if not _flag(values, "use_qalora"):
+        return None
+    group = _rank("qalora_group_size", values.get("qalora_group_size", 16))
+    if group > MAX_QALORA_GROUP:
+        raise ModelFileError(f"qalora_group_size: expected at most {MAX_QALORA_GROUP}, found {group}")
+    return group
+
+
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
         raise ModelFileError(f"{name}: expected a number below 1e9, found {value!r}"[:200])
@@ -163,9 +174,9 @@ def _patterns(values: Mapping[str, Any], name: str, checked: Any) -> tuple[tuple
 
 
 def _pattern(name: str, pattern: str) -> str:
-    """A regular expression that cannot take long: no repeated groups, few repetitions, no references."""
+    """A regular expression that cannot take long: no repeated groups, no references, few ways to match."""
     simple = len(pattern) <= MAX_PATTERN and not _NESTED_REPEAT.search(pattern)
-    if not simple or len(_REPEAT.findall(pattern)) > 3 or "(?" in pattern or re.search(r"\\[1-9]", pattern):
+    if not simple or _ways(pattern) > MOST_WAYS or "(?" in pattern or re.search(r"\\[1-9]", pattern):
         raise UnsupportedError(f"{name}: expected simple patterns, found {pattern!r}"[:200])
     try:
         re.compile(pattern)
@@ -174,6 +185,25 @@ def _pattern(name: str, pattern: str) -> str:
             f"{name}: expected a regular expression, found {pattern!r}: {error}"[:200]
         ) from None
     return pattern
+
+
+def _ways(pattern: str) -> int:
+    """How many ways a pattern without repeated groups may be tried, at most: a repetition ends at any of 64 places,
+    what is optional is there or not, of the alternatives of a group each is tried.
+    """
+    ways, alternatives = 1, [1]
+    for letter in _SKIPPED.sub(".", pattern):
+        if letter in "*+{":
+            ways *= 64
+        elif letter == "?":
+            ways *= 2
+        elif letter == "|":
+            alternatives[-1] += 1
+        elif letter == "(":
+            alternatives.append(1)
+        elif letter == ")" and len(alternatives) > 1:
+            ways *= alternatives.pop()
+    return ways * math.prod(alternatives)
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:

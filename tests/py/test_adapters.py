@@ -183,12 +183,23 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no prefix": (_rename(f"{Q0}.lora_A.weight", "x.lora_A.weight"), "base_model.model."),
     "an unknown module": (_put("base_model.model.score.lora_A.weight", 4, 64), "score"),
     "an unknown tensor": (_put(f"{Q0}.lora_C.weight", 4, 64), "lora_C"),
-    "two adapters": (_put(f"{Q0}.lora_A.other.weight", 4, 64), "again"),
+    "two adapters": (_put(f"{Q0}.lora_A.other.weight", 4, 64), "of one adapter"),
     "a norm not asked for": (_put("base_model.model.model.norm.weight", 64), "modules_to_save"),
     "saved modules that are missing": (_set(modules_to_save=["lm_head"]), "modules_to_save"),
     "a target that is missing": (_set(target_modules=["q_proj", "k_proj"]), "k_proj"),
     "a layer that is missing": (_set(layers_to_transform=[7]), "layer 7"),
     "tokens that are missing": (_set(trainable_token_indices=[1]), "trainable_token_indices"),
+    "a tensor of three dimensions": (
+        _put("base_model.model.model.embed_tokens.weight", 8, 64, 64),
+        "dimensions",
+    ),
+    "alternatives that take long": (_set(rank_pattern={"(.|.)" * 30 + "!": 4}), "simple patterns"),
+    "options that take long": (_set(alpha_pattern={".?" * 30 + "!": 4}), "simple patterns"),
+    "repetitions that take long": (_set(rank_pattern={".*.*.*.*!": 4}), "simple patterns"),
+    "a large group": (
+        _set(use_qalora=True, qalora_group_size=2000),
+        "qalora_group_size: expected at most 1024",
+    ),
     "no tensors": (lambda _, values: values.clear(), "expected tensors"),
 }
 
@@ -276,6 +287,18 @@ def test_gguf_adapters_are_honoured_or_refused(
     with pytest.raises(ModelFileError) as refused:
         Adapter.load(gguf_adapter(tmp_path / "a.gguf", keys, names))
     assert words in str(refused.value)
+
+
+def test_an_adapter_of_another_family_is_refused(tmp_path: Path, stories: Model) -> None:
+    path = gguf_adapter(tmp_path / "a.gguf", {"general.architecture": "qwen2"}, PAIR)
+    with pytest.raises(
+        ModelFileError, match=r"^adapter a: general\.architecture: expected llama .* found qwen2$"
+    ):
+        stories.add_adapter(path)
+
+
+def test_a_folder_is_called_as_it_is(tmp_path: Path) -> None:
+    assert Adapter.load(lw.plain(tmp_path / "lr-0.1")).name == "lr-0.1"
 
 
 # Files that are cut or hostile

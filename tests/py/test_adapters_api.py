@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -395,3 +396,26 @@ def test_a_look_tells_the_size_of_changes(own: Model, adapters: tuple[Adapter, A
         assert one[place].relative == pytest.approx(expected, rel=1e-6)
         assert half[place].relative == pytest.approx(expected / 2, rel=1e-6)
         assert one[place].int4 < 1.2 and one[place].int8 == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("weight", [10**400, float("nan"), float("-inf"), 1.1e6, True, "1", None, 1j])
+def test_weights_outside_their_limits(stories: Model, adapters: tuple[Adapter, Adapter], weight: Any) -> None:
+    with pytest.raises(RequestError, match=r"^adapters: expected a weight from -1e6 to 1e6, found "):
+        stories.logits([1], adapters=[(adapters[0], weight)])
+
+
+def test_weights_of_numpy_are_numbers(stories: Model, adapters: tuple[Adapter, Adapter]) -> None:
+    expected = stories.logits([1, 2], adapters=[(adapters[0], 0.5)])
+    for weight in (np.float32(0.5), np.float64(0.5)):
+        assert np.array_equal(stories.logits([1, 2], adapters=[(adapters[0], weight)]), expected)
+
+
+def test_factors_beyond_float32_are_refused_where_they_are_multiplied(tmp_path: Path, stories: Model) -> None:
+    large = Adapter.load(lw.plain(tmp_path / "large", spread=1e36))
+    file = pyinfer._core.ModelFile(str(stories.path))
+    stack = stack_on(stories, (large, 1e6))
+    with pytest.raises(RequestError, match=r"_proj: expected factors within float32 once weighted"):
+        export(stack, tmp_path / "one")
+    (change, *_) = stack.changes
+    with pytest.raises(ModelFileError, match="expected finite weights with the adapters in them"):
+        change.merged(0, base_reader(file)(change.role, change.layer))

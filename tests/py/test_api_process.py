@@ -124,6 +124,27 @@ def test_ctrl_c_ends_a_long_prefill(slow: Model) -> None:
         assert session.generate([5, 6], max_tokens=1, temperature=0).tokens == _one(slow)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are POSIX")
+def test_a_signal_handler_that_asks_for_a_step_meanwhile_is_refused(slow: Model) -> None:
+    found: list[BaseException] = []
+
+    def handle(*_: object) -> None:
+        try:
+            _one(slow)
+        except RequestError as error:
+            found.append(error)
+            raise KeyboardInterrupt from None
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            slow.generate([5] * 16000, max_tokens=1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert "found one that a poll came from" in str(found[0])
+
+
 def _one(model: Model) -> tuple[int, ...]:
     return model.generate([5, 6], max_tokens=1, temperature=0).tokens
 

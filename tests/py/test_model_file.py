@@ -360,9 +360,10 @@ file = _core.ModelFile(path)
 engine = _core.Engine(file, threads=2)
 session = _core.Session(engine, 16)
 session.eval(np.zeros(2, np.int32))
+dim = file.spec["dim"]
+adapter = {"role": "o", "layer": 0, "b": np.ones((dim, 2), np.float32), "scale": np.ones(2, np.float32)}
+adapter["a"] = np.ones((2, file.spec["n_heads"] * file.spec["head_dim"]), np.float32)
 os.truncate(path, int(left))
-adapter = {"role": "q", "layer": 0, "a": np.ones((2, 64), np.float32), "b": np.ones((64, 2), np.float32)}
-adapter["scale"] = np.ones(2, np.float32)
 actions = {
     "read": lambda: [file.read(i) for i in range(len(file.tensors))],
     "verify": lambda: [file.verify(i) for i in range(len(file.tensors))],
@@ -390,9 +391,12 @@ except Exception as error:
 def test_a_file_cut_while_mapped_is_an_exception(base: Path, tmp_path: Path, what: str, left: int) -> None:
     path = tmp_path / "cut.bin"
     path.write_bytes(base.read_bytes())
-    done = run_python("-c", CUT_WHILE_MAPPED, str(path), what)
+    done = run_python("-c", CUT_WHILE_MAPPED, str(path), what, str(left))
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-2000:]}"
-    assert done.stdout.startswith("ModelFileError") and "cut.bin" in done.stdout
+    if what in ("spec", "adapters"):  # which need nothing of the file any more
+        assert done.stdout.startswith("no error")
+    else:
+        assert done.stdout.startswith("ModelFileError") and "cut.bin" in done.stdout
 
 
 def test_blobs_are_checked_by_their_own_checksums(base: Path) -> None:

@@ -32,6 +32,17 @@ HUGGINGFACE: dict[str, Callable[[Mapping[str, Any], Mapping[str, RawTensor]], Mo
     "Gemma3ForConditionalGeneration": gemma3.from_vision,
     "SmolLM3ForCausalLM": smollm3.from_huggingface,
 }
+_GGUF_NAMES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Phi3ForCausalLM": "phi3",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3",
+    "Gemma3ForConditionalGeneration": "gemma3",
+    "SmolLM3ForCausalLM": "smollm3",
+}
 LLAMA2C: Callable[[Spec, Mapping[str, RawTensor]], Model] = llama.from_llama2c
 META: Callable[[Mapping[str, Any], Sequence[Mapping[str, RawTensor]], int], Model] = meta.from_meta
 
@@ -51,6 +62,11 @@ def huggingface_module(path: str) -> tuple[str, int] | None:
 def huggingface_path(role: str, layer: int) -> str:
     """The path of a module in a Hugging Face model."""
     return names.HUGGINGFACE[role].format(layer).removesuffix(".weight")
+
+
+def gguf_architecture(architecture: str) -> str:
+    """What GGUF files call an architecture of any kind of checkpoint."""
+    return _GGUF_NAMES.get(architecture, architecture)
 
 
 def gguf_tensor(architecture: str, name: str) -> tuple[str, int] | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,9 @@ import lora_writer as lw
 import pyinfer
 from lora_golden import FOLDER, base_folder
 from pyinfer import convert
+from pyinfer.checking import Looked
 from pyinfer.cli.chat import Chat
+from pyinfer.cli.main import main
 from pyinfer.cli.options import lora
 
 STORIES = Path(__file__).parents[2] / "data" / "stories260K.bin"
@@ -39,12 +44,31 @@ def base(tmp_path: Path) -> Path:
 
 def test_a_weight_follows_the_last_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a:2").mkdir()
-    assert lora("a") == ("a", 1.0)
-    assert lora("a:-0.3") == ("a", -0.3)
-    assert lora("a:2") == ("a:2", 1.0)
-    assert lora("a:2:0.5") == ("a:2", 0.5)
-    assert lora("c:/x") == ("c:/x", 1.0)
+    assert lora("a") == (Path("a"), 1.0)
+    assert lora("a:-0.3") == (Path("a"), -0.3)
+    assert lora("a:2") == (Path("a:2"), 1.0)
+    assert lora("a:2:0.5") == (Path("a:2"), 0.5)
+    assert lora("c:/x") == (Path("c:/x"), 1.0)
+    assert lora("~nobody here/x") == (Path("~nobody here/x"), 1.0)
+    for weight in ("nan", "-inf", "", "half"):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match=f"^expected a weight that is a number, found '{weight}'$"
+        ):
+            lora(f"a:2:{weight}")
+
+
+def test_a_folder_is_a_folder_whatever_else_has_its_name(
+    run, stories_model_bin: Path, sql: Path, tone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = tmp_path / "other" / sql.name
+    shutil.copytree(tone, alike)
+    expected = run("run", stories_model_bin, "Once upon", *RAW, "--lora", sql, "--lora", tone).stdout
+    monkeypatch.chdir(alike.parent)
+    assert (
+        run("run", stories_model_bin, "Once upon", *RAW, "--lora", sql, "--lora", sql.name).stdout == expected
+    )
 
 
 def test_run_answers_with_a_stack(
@@ -63,6 +87,10 @@ def test_run_merged_keeps_the_model(run, stories_model_bin: Path, sql: Path, own
     assert merged.returncode == 0, merged.stderr
     assert merged.stdout == attached.stdout
     assert len(list((own_cache / "models").glob("*.bin"))) == 1
+    [kept] = (own_cache / "models").glob("*.bin")
+    os.truncate(kept, 4096)
+    again = run("run", stories_model_bin, "Once upon", *RAW, "--lora", sql, "--merge")
+    assert (again.returncode, again.stdout) == (0, attached.stdout), again.stderr
     for options in (("--merge",), ("--merge", "--lora", sql, "--no-cache")):
         refused = run("run", stories_model_bin, "x", *RAW, *options)
         assert (refused.returncode, "--merge needs" in refused.stderr) == (1, True)
@@ -80,7 +108,7 @@ def test_an_adapter_that_cannot_be_honoured_is_one_line(run, stories_model_bin: 
         (FOLDER / "olora", "init_lora_weights"),
         (FOLDER / "pissa", "init_lora_weights"),
         (FOLDER / "plain", "expected"),
-        (tmp_path / "nowhere", "or a path"),
+        (tmp_path / "nowhere", "found no such file or folder"),
     ):
         done = run("run", stories_model_bin, "x", *RAW, "--lora", path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
@@ -123,9 +151,11 @@ def test_the_chat_lists_adds_weighs_and_removes(
     [
         ("/lora drop x", "expected /lora"),
         ("/lora add", "expected /lora"),
-        ("/lora add /nowhere", "or a path"),
+        ("/lora add /nowhere", "found no such file or folder"),
         ("/lora remove x", "no adapter 'x'"),
         ("/lora weight x 1", "no adapter 'x'"),
+        ("/lora weight x", "expected /lora weight NAME WEIGHT"),
+        (f"/lora add {FOLDER / 'plain'}:nan", "expected a weight that is a number, found 'nan'"),
     ],
 )
 def test_the_chat_says_what_it_cannot_do(
@@ -134,6 +164,21 @@ def test_the_chat_says_what_it_cannot_do(
     talk.hear(line)
     assert words in capsys.readouterr().err
     assert talk.session.adapters == ()
+
+
+def test_adapters_that_are_called_alike_are_told_apart(
+    talk: Chat, sql: Path, tone: Path, tmp_path: Path
+) -> None:
+    alike = tmp_path / "other" / "sql"
+    shutil.copytree(tone, alike)
+    for path in (sql, alike, sql):
+        talk.hear(f"/lora add {path}")
+    talk.hear("/lora weight  other/sql   2")
+    assert [(one.name, weight) for one, weight in talk.session.adapters] == [
+        ("sql", 1.0),
+        ("other/sql", 2.0),
+        ("sql", 1.0),
+    ]
 
 
 # convert
@@ -189,8 +234,6 @@ def test_inspect_draws_a_picture(run, base: Path, tmp_path: Path) -> None:
         refused = run(*inspect, *options)
         assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
         assert words in refused.stderr
-    elsewhere = run("lora", "check", FOLDER / "plain", "--base", base, "--plot", tmp_path / "changes.png")
-    assert (elsewhere.returncode, "--plot belongs to inspect" in elsewhere.stderr) == (1, True)
 
 
 def test_check_compares_the_ways(run, base: Path) -> None:
@@ -208,6 +251,12 @@ def test_export_writes_one_adapter(run, base: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "one")) == ["adapter_config.json", "adapter_model.safetensors"]
     cut = run("lora", "export", *stack, "--base", base, "-o", tmp_path / "cut", "--rank", 2)
     assert "of the change was cut off" in cut.stderr
+    told = run("lora", "export", *stack, "--base", base, "-o", tmp_path / "told", "--rank", 2, "--json")
+    assert (told.returncode, told.stderr) == (0, "")
+    report = json.loads(told.stdout)
+    assert (report["path"], report["modules"], report["rank"]) == (str(tmp_path / "told"), 14, 2)
+    assert 0 < report["error"] < 1
+    assert report["bytes"] == sum(path.stat().st_size for path in (tmp_path / "told").iterdir())
     again = run("lora", "export", *stack, "--base", base, "-o", tmp_path / "one")
     assert (again.returncode, "empty folder" in again.stderr) == (1, True)
 
@@ -216,3 +265,31 @@ def test_export_writes_one_adapter(run, base: Path, tmp_path: Path) -> None:
 def test_what_an_action_needs(run, action: str, words: str) -> None:
     done = run("lora", action, FOLDER / "plain")
     assert (done.returncode, words in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("action", "option", "value", "belongs"),
+    [
+        ("check", "--plot", "x.png", "inspect"),
+        ("export", "--plot", "x.png", "inspect"),
+        ("inspect", "--output", "X", "export"),
+        ("check", "--rank", 7, "export"),
+        ("inspect", "--threads", 3, "check"),
+    ],
+)
+def test_options_of_another_action_are_refused(
+    run, action: str, option: str, value: object, belongs: str
+) -> None:
+    done = run("lora", action, FOLDER / "plain", option, value)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"pyinfer: {option} belongs to {belongs}, found {action}\n"
+
+
+def test_a_change_of_nothing_is_null_in_json(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A matrix of zeros has no length that a change could be compared with."""
+    endless = [Looked("q", 0, 4, math.inf, 1.0, 0.5)]
+    monkeypatch.setattr("pyinfer.checking.look", lambda weighted, model: endless)
+    assert main(["lora", "inspect", str(FOLDER / "plain"), "--base", str(base), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["changes"][0]["relative"] is None
