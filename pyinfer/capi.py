@@ -8,14 +8,16 @@
         for _ in range(20):
             logits = session.step(sampler.pick(logits))
 
-The same exceptions, numbers and bits as `_core`. What is declared to cffi is the text of `pyinfer.h` itself. Needs
-`pip install pyinfer[capi]`. The library is the one that PYINFER_LIBRARY names, or the one beside this package.
+The same exceptions, numbers and bits as `_core`; a number that C cannot hold is a RequestError. What is declared to
+cffi is the text of `pyinfer.h` itself. Needs `pip install pyinfer[capi]`. The library is the one that PYINFER_LIBRARY
+names, or the one beside this package.
 Must not know what is done with tokens and logits.
 """
 
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import re
 import sys
@@ -41,6 +43,7 @@ _HUGE_PAGES = {"auto": 0, "on": 1, "off": 2}
 _TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
 _SPEC = "n_layers dim n_heads n_kv_heads head_dim n_ff n_vocab context rope_dim norm_eps rope_magnitude attention_scale"
 _FILES = {"darwin": "libpyinfer.dylib", "win32": "pyinfer.dll"}
+_OUR_FIELDS = {"size", "n_logit_bias", "reserved"}  # of pyi_sampling; set here, no parameters
 _PYI_SYSTEM = 7
 _ERRORS: dict[int, type[Exception]] = {
     1: errors.ModelFileError,
@@ -104,12 +107,22 @@ class Library:
         """A struct with the library's defaults, and these fields set. RequestError for a value that C cannot hold."""
         made = self.ffi.new(f"{kind}*")
         self.check(getattr(self.lib, f"{kind}_init")(made, self.ffi.sizeof(kind)))
+        types = {name: field.type for name, field in self.ffi.typeof(kind).fields}
         for name, value in fields.items():
-            try:
-                setattr(made, name, value)
-            except (OverflowError, TypeError, AttributeError):
-                raise errors.RequestError(f"{name}: expected a value in range, found {value!r}") from None
+            simple = types[name].kind == "primitive"
+            setattr(made, name, self.held(types[name].cname, name, value) if simple else value)
         return made
+
+    def held(self, kind: str, name: str, value: Any, expected: str = "") -> Any:
+        """A number as C's `kind` holds it. RequestError for one that it cannot hold, or not whole where it must be."""
+        whole = kind != "float"
+        try:
+            if whole and isinstance(value, bool):
+                raise TypeError
+            return self.ffi.new(f"{kind}[1]", [operator.index(value) if whole else value])[0]
+        except (OverflowError, TypeError, ValueError):
+            expected = expected or f"a {'whole ' if whole else ''}number in range"
+            raise errors.RequestError(f"{name}: expected {expected}, found {value!r}") from None
 
     def open(self, call: str, kind: str, *arguments: Any) -> Any:
         """A handle from an _open call."""
@@ -164,6 +177,13 @@ def _chosen(name: str, value: str, known: Mapping[str, int]) -> int:
     return known[value]
 
 
+def _ended(name: str, text: bytes) -> bytes:
+    """Text that C does not end early."""
+    if b"\0" in text:
+        raise errors.RequestError(f"{name}: expected no NUL, found one")
+    return text
+
+
 class _Handle:
     """Something open in the library, closed once."""
 
@@ -212,6 +232,7 @@ class Model(_Handle):
             RequestError: An argument is outside its limits.
         """
         of = library()
+        name = _ended("path", os.fsencode(path))
         options = of.options(
             "pyi_model_options",
             threads=threads,
@@ -221,7 +242,7 @@ class Model(_Handle):
             prefetch=int(prefetch),
             huge_pages=_chosen("huge_pages", huge_pages, _HUGE_PAGES),
         )
-        super().__init__(of, of.open("pyi_model_open", "pyi_model", os.fsencode(path), options))
+        super().__init__(of, of.open("pyi_model_open", "pyi_model", name, options))
         self.n_vocab = int(self._info().n_vocab)
 
     def _info(self) -> Any:
@@ -256,11 +277,12 @@ class Model(_Handle):
 
     def verify(self, tensor: int) -> bool:
         """Whether the bytes of one tensor match its checksum."""
-        return self._of.number("pyi_model_verify", "int32_t", self.handle, tensor) == 1
+        index = self._of.held("uint64_t", "tensor", tensor, f"0 to {self._info().n_tensors - 1}")
+        return self._of.number("pyi_model_verify", "int32_t", self.handle, index) == 1
 
     def memory(self, context: int, kv: Literal["f16", "q8"] = "f16") -> MemoryDict:
         """Bytes needed with one session of this context."""
-        arguments = (self.handle, context, _chosen("kv", kv, _KV))
+        arguments = (self.handle, self._of.held("uint64_t", "context", context), _chosen("kv", kv, _KV))
         needs = self._of.filled("pyi_model_get_memory", "pyi_memory", *arguments)
         return {"weights": needs.weights, "kv_cache": needs.kv_cache, "workspace": needs.workspace}
 
@@ -329,15 +351,22 @@ class _Arrays:
 
     def module(self, one: dict[str, Any]) -> dict[str, Any]:
         views = {name: self._view(one.get(name), name) for name in ("a", "b", "scale", "gain", "bias")}
-        return {"role": self._text(one["role"]), "layer": one["layer"], **views}
+        return {**self._place(one), **views}
 
     def replaced(self, one: dict[str, Any]) -> dict[str, Any]:
         values = self._view(one["values"], one["role"])
-        format_ = self._text(one.get("format", "f32"))
-        return {"role": self._text(one["role"]), "layer": one["layer"], "values": values, "format": format_}
+        return {
+            **self._place(one),
+            "values": values,
+            "format": self._text("format", one.get("format", "f32")),
+        }
 
-    def _text(self, text: str) -> Any:
-        self._kept.append(self._of.ffi.new("char[]", text.encode()))
+    def _place(self, one: dict[str, Any]) -> dict[str, Any]:
+        layer = self._of.held("int64_t", "layer", one["layer"])
+        return {"role": self._text("role", one["role"]), "layer": layer}
+
+    def _text(self, name: str, text: str) -> Any:
+        self._kept.append(self._of.ffi.new("char[]", _ended(name, text.encode())))
         return self._kept[-1]
 
     def _view(self, given: Any, name: str) -> dict[str, Any]:
@@ -392,16 +421,18 @@ class Session(_Handle):
 
     def truncate(self, position: int) -> None:
         """Forgets all tokens from `position` on."""
-        self._of.check(self._of.lib.pyi_session_truncate(self.handle, position))
+        kept = self._of.held("uint64_t", "position", position, f"0 to {self.position}")
+        self._of.check(self._of.lib.pyi_session_truncate(self.handle, kept))
 
     def eval(
         self, tokens: Iterable[int] | NDArray[np.int32], logits: Rows = "last", chunk: int = 512
     ) -> NDArray[np.float32]:
         """Appends tokens; returns logits of shape (0 | 1 | n, n_vocab), a new array.
 
-        Ctrl-C raises KeyboardInterrupt within a layer. Errors as of `_core.Session.eval`.
+        Ctrl-C raises KeyboardInterrupt within a layer. Errors as of `_core.Session.eval`, and RequestError unless
+        tokens are whole numbers and `chunk` is from 1 to 512.
         """
-        ids = np.ascontiguousarray(np.asarray(tokens), np.int32)
+        ids = self._ids(tokens)
         interrupt = _Interrupt(self._of)
         wanted = _chosen("logits", logits, _WANTED)
         options = self._of.options("pyi_eval_options", wanted=wanted, chunk=chunk, poll=interrupt.poll)
@@ -416,11 +447,24 @@ class Session(_Handle):
 
     def step(self, token: int) -> NDArray[np.float32]:
         """Appends one token; returns a copy of its logits, shape (n_vocab,)."""
-        if not -(2**31) <= token < 2**31:
-            raise errors.RequestError(f"token: expected 0 to {self._n_vocab - 1}, found {token}")
-        self._of.check(self._of.lib.pyi_session_step(self.handle, token))
+        self._of.check(self._of.lib.pyi_session_step(self.handle, self._id(token)))
         found = self._of.ffi.buffer(self._of.lib.pyi_session_logits(self.handle), 4 * self._n_vocab)
         return np.array(np.frombuffer(found, np.float32))
+
+    def _id(self, token: int) -> int:
+        return int(self._of.held("int32_t", "token", token, f"0 to {self._n_vocab - 1}"))
+
+    def _ids(self, tokens: Iterable[int] | NDArray[np.int32]) -> NDArray[np.int32]:
+        is_array = hasattr(tokens, "__array__")
+        items = list(tokens) if hasattr(tokens, "__iter__") and not is_array else tokens
+        given = np.asarray(items) if is_array else np.array(items, object)
+        if given.ndim != 1:
+            raise errors.RequestError(f"tokens: expected one dimension, found {given.ndim}")
+        if is_array and given.size > 0 and given.dtype.kind not in "iu":
+            raise errors.RequestError(f"tokens: expected whole numbers, found {given.dtype}")
+        if given.dtype == np.int32:
+            return np.ascontiguousarray(given, np.int32)
+        return np.array([self._id(token) for token in given.tolist()], np.int32)
 
     def cancel(self) -> None:
         """Makes a running or the next `eval` or `step` raise Cancelled. From any thread."""
@@ -454,14 +498,23 @@ class Sampler(_Handle):
     def __init__(self, n_vocab: int, params: Mapping[str, Any]) -> None:
         """Parameters as of `SamplingParams`. RequestError names the parameter, its value and its limits."""
         of = library()
+        vocabulary = of.held("uint32_t", "n_vocab", n_vocab)
         fields = dict(params)
         biases = fields.pop("logit_bias", None) or {}
-        unknown = sorted(fields.keys() - {name for name, _ in of.ffi.typeof("pyi_sampling").fields})
+        unknown = sorted(
+            fields.keys() - ({name for name, _ in of.ffi.typeof("pyi_sampling").fields} - _OUR_FIELDS)
+        )
         if unknown:
             raise errors.RequestError(f"sampling: expected a parameter of SamplingParams, found {unknown[0]}")
-        table = of.ffi.new("pyi_logit_bias[]", [{"token": t, "bias": b} for t, b in biases.items()])
+        limits = f"0 to {vocabulary - 1}"
+        pairs = [
+            (of.held("int32_t", "token of logit_bias", token, limits), of.held("float", "logit_bias", bias))
+            for token, bias in biases.items()
+        ]
+        table = of.ffi.new("pyi_logit_bias[]", pairs)
         options = of.options("pyi_sampling", logit_bias=table, n_logit_bias=len(biases), **fields)
-        super().__init__(of, of.open("pyi_sampler_open", "pyi_sampler", n_vocab, options))
+        super().__init__(of, of.open("pyi_sampler_open", "pyi_sampler", vocabulary, options))
+        self._n_vocab = int(vocabulary)
 
     def pick(self, logits: NDArray[np.float32]) -> int:
         """The next token; `logits` of shape (n_vocab,) or (1, n_vocab)."""
@@ -473,4 +526,5 @@ class Sampler(_Handle):
 
     def accept(self, token: int) -> None:
         """Tells the penalties of a token of the prompt or of the answer."""
-        self._of.check(self._of.lib.pyi_sampler_accept(self.handle, token))
+        accepted = self._of.held("int32_t", "accepted token", token, f"0 to {self._n_vocab - 1}")
+        self._of.check(self._of.lib.pyi_sampler_accept(self.handle, accepted))

@@ -16,29 +16,6 @@ std::string text(size_t value) { return std::to_string(value); }
 
 }  // namespace
 
-// In a fork the lock may be held by a thread that does not exist there. A poll that asks for a step would wait for itself.
-class Engine::Turn {
- public:
-  explicit Turn(Engine& engine) : whose_(engine.whose_turn_) {
-    if (!engine.pool_.alive_here()) {
-      throw Error(ErrorKind::request,
-                  "engine: expected the process that loaded it, found a fork, where its threads do not exist");
-    }
-    if (whose_.load() == std::this_thread::get_id())
-      throw Error(ErrorKind::request,
-                  "engine: expected no step at work in this thread, found one that a poll came from");
-    lock_ = std::unique_lock<std::mutex>(engine.turn_);
-    whose_.store(std::this_thread::get_id());
-  }
-  ~Turn() { whose_.store(std::thread::id()); }
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
-
- private:
-  std::atomic<std::thread::id>& whose_;
-  std::unique_lock<std::mutex> lock_;  // given back after the destructor's body
-};
-
 Engine::Engine(std::shared_ptr<const ModelFile> file, int threads, Activations activations)
     : file_(std::move(file)),
       model_(*file_, activations),
@@ -55,9 +32,19 @@ void Engine::make_room(const Model& model, size_t low_rank) {
   WorkspaceShape shape = model.workspace_shape(kMaxRows);
   shape.low_rank = low_rank;
   shape.needs_f32 |= low_rank > 0;
-  const Turn turn(*this);
+  check_turn();
+  const Turns::Turn turn(turns_);
   workspace_.grow(shape);
   workspace_bytes_.store(workspace_.bytes());
+}
+
+void Engine::check_turn() const {
+  if (!pool_.alive_here()) {
+    throw Error(ErrorKind::request,
+                "engine: expected the process that loaded it, found a fork, where its threads do not exist");
+  }
+  if (turns_.is_mine())
+    throw Error(ErrorKind::request, "engine: expected no step at work in this thread, found one that a poll came from");
 }
 
 void Engine::check(int32_t token) const {
@@ -120,7 +107,8 @@ void Engine::step(std::span<const BatchItem> items, const Poll& poll) {
 
 void Engine::run(std::span<const BatchItem> items, const Poll& poll) {
   check(items);
-  const Turn turn(*this);
+  check_turn();
+  const Turns::Turn turn(turns_);
   file_->mapping().check_whole();
   struct Context {
     std::span<const BatchItem> items;

@@ -3,10 +3,9 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <span>
-#include <thread>
 
+#include "base/turns.h"
 #include "model/decoder.h"
 #include "model/file.h"
 #include "model/model.h"
@@ -59,8 +58,8 @@ class Engine {
 
  private:
   friend class Session;
-  // This thread's turn, until it goes.
-  class Turn;
+  // Throws in a fork, where a thread that does not exist may have the turn, and where this thread has it.
+  void check_turn() const;
   // As `step`, with sessions that the caller occupies.
   void run(std::span<const BatchItem> items, const Poll& poll);
   void check(std::span<const BatchItem> items) const;
@@ -73,8 +72,7 @@ class Engine {
   ThreadPool pool_;
   Workspace workspace_;
   std::unique_ptr<BatchRow[]> rows_;
-  std::mutex turn_;
-  std::atomic<std::thread::id> whose_turn_{};
+  Turns turns_;
   std::atomic<size_t> workspace_bytes_;  // may be asked for while the workspace grows
 };
 

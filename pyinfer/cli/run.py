@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--merge",
         action="store_true",
-        help="put the adapters into the weights, once, into the cache; what they change is stored in 8 bits",
+        help="put the adapters into the weights, once, into the cache; what they change stays in floats or gets 8 bits",
     )
     conversation.add_conversation(parser)
     common.add_engine(parser)

@@ -204,6 +204,136 @@ def test_sampling_is_refused_in_the_same_words(model: capi.Model, name: str) -> 
     assert numbers or str(ours.value) == str(theirs.value)
 
 
+@pytest.mark.parametrize("name", ["size", "reserved", "n_logit_bias"])
+def test_fields_of_the_struct_are_no_sampling_parameters(model: capi.Model, name: str) -> None:
+    with pytest.raises(errors.RequestError) as caught:
+        model.sampler(**{name: 8, "temperature": 0})
+    assert str(caught.value) == f"sampling: expected a parameter of SamplingParams, found {name}"
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        (3, 4),
+        range(3, 5),
+        (token for token in (3, 4)),
+        {3: "keys", 4: "count"},
+        b"\3\4",
+        [np.int64(3), np.uint8(4)],
+        np.array([3, 4]),
+        np.array([3, 4], np.uint64),
+        np.array([3, 4], ">i4"),
+        np.array([3, 0, 4, 0], np.int32)[::2],
+    ],
+    ids=lambda tokens: type(tokens).__name__,
+)
+def test_tokens_may_be_any_whole_numbers_in_a_row(model: capi.Model, tokens: Any) -> None:
+    with model.session(16) as session:
+        expected = session.eval(np.array([3, 4], np.int32), "all")
+        session.truncate(0)
+        assert np.array_equal(session.eval(tokens, "all"), expected)
+
+
+@pytest.mark.parametrize("tokens", [[], np.array([]), np.zeros(0, np.int32), iter(())])
+def test_no_tokens_are_no_work(model: capi.Model, tokens: Any) -> None:
+    with model.session(16) as session:
+        assert session.eval(tokens).shape == (0, 512)
+        assert session.position == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([[1, 2], [3, 4]], "tokens: expected one dimension, found 2"),
+        (np.zeros((0, 2), np.int32), "tokens: expected one dimension, found 2"),
+        (5, "tokens: expected one dimension, found 0"),
+        (np.int32(5), "tokens: expected one dimension, found 0"),
+        ([[1], [2, 3]], "token: expected 0 to 511, found [1]"),
+        ([2**32 + 1], "token: expected 0 to 511, found 4294967297"),
+        ([2**63, -1], "token: expected 0 to 511, found 9223372036854775808"),
+        ([1, 2**70], "token: expected 0 to 511, found 1180591620717411303424"),
+        (np.array([1, 2**32 + 1]), "token: expected 0 to 511, found 4294967297"),
+        (np.array([2**64 - 1], np.uint64), "token: expected 0 to 511, found 18446744073709551615"),
+        ([1, 512], "token: expected 0 to 511, found 512"),
+        ([1, -1], "token: expected 0 to 511, found -1"),
+        ([1, 2.0], "token: expected 0 to 511, found 2.0"),
+        ([True], "token: expected 0 to 511, found True"),
+        (["1"], "token: expected 0 to 511, found '1'"),
+        ([None], "token: expected 0 to 511, found None"),
+        (np.array([1.0]), "tokens: expected whole numbers, found float64"),
+        (np.array([True]), "tokens: expected whole numbers, found bool"),
+        (np.array([1], object), "tokens: expected whole numbers, found object"),
+    ],
+    ids=str,
+)
+def test_tokens_that_are_none_are_refused(model: capi.Model, tokens: Any, message: str) -> None:
+    with model.session(16) as session:
+        with pytest.raises(errors.RequestError) as caught:
+            session.eval(tokens)
+        assert str(caught.value) == message
+        assert session.position == 0
+
+
+@pytest.mark.parametrize("value", [-1, 2**64, 2**70, 1.5, np.float32(1.5), "1", None, True], ids=repr)
+@pytest.mark.parametrize(
+    ("expected", "call"),
+    [
+        ("context: expected a whole number in range", lambda model, value: model.memory(value)),
+        ("context: expected a whole number in range", lambda model, value: model.session(value)),
+        ("tensor: expected 0 to 47", lambda model, value: model.verify(value)),
+        ("position: expected 0 to 0", lambda model, value: model.session(16).truncate(value)),
+        ("token: expected 0 to 511", lambda model, value: model.session(16).step(value)),
+        (
+            "chunk: expected a whole number in range",
+            lambda model, value: model.session(16).eval([1], chunk=value),
+        ),
+        ("accepted token: expected 0 to 511", lambda model, value: model.sampler().accept(value)),
+        ("seed: expected a whole number in range", lambda model, value: model.sampler(seed=value)),
+        (
+            "token of logit_bias: expected 0 to 511",
+            lambda model, value: model.sampler(logit_bias={value: 1.0}),
+        ),
+        ("n_vocab: expected a whole number in range", lambda _, value: capi.Sampler(value, {})),
+    ],
+)
+def test_numbers_that_c_cannot_hold_are_refused(
+    model: capi.Model, expected: str, call: Callable[[capi.Model, Any], object], value: Any
+) -> None:
+    with pytest.raises(errors.RequestError) as caught:
+        call(model, value)
+    assert str(caught.value) == f"{expected}, found {value!r}"
+
+
+@pytest.mark.parametrize("value", ["hot", None, 10**400, [1.0]], ids=lambda value: type(value).__name__)
+def test_what_is_no_number_is_refused(model: capi.Model, value: Any) -> None:
+    for name, params in (("min_p", {"min_p": value}), ("logit_bias", {"logit_bias": {5: value}})):
+        with pytest.raises(errors.RequestError) as caught:
+            model.sampler(**params)
+        assert str(caught.value) == f"{name}: expected a number in range, found {value!r}"
+
+
+def test_the_chunk_has_limits_here(model: capi.Model) -> None:
+    with model.session(16) as session:
+        for chunk in (0, 513):
+            with pytest.raises(errors.RequestError, match=rf"^chunk: expected 1 to 512, found {chunk}$"):
+                session.eval([1], chunk=chunk)
+        assert session.eval([1], chunk=512).shape == (1, 512)
+    assert "`chunk` is from 1 to 512" in str(capi.Session.eval.__doc__)
+
+
+def test_layers_and_roles_of_adapters_that_c_cannot_hold(model: capi.Model) -> None:
+    norm: dict[str, Any] = {"role": "final_norm", "layer": -1, "values": np.ones(64, np.float32)}
+    for change, message in (
+        ({"layer": 2**63}, "layer: expected a whole number in range, found 9223372036854775808"),
+        ({"layer": -1.0}, "layer: expected a whole number in range, found -1.0"),
+        ({"role": "final_norm\0junk"}, "role: expected no NUL, found one"),
+        ({"format": "f32\0junk"}, "format: expected no NUL, found one"),
+    ):
+        with pytest.raises(errors.RequestError) as caught:
+            model.adapters([], [norm | change])  # type: ignore[list-item]
+        assert str(caught.value) == message
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
@@ -225,6 +355,12 @@ def test_every_status_is_an_exception(status: int, kind: type[Exception]) -> Non
     assert names[:8] == [str(i) for i in range(1, 9)]
 
 
+def test_a_path_does_not_end_at_a_nul(stories_model_bin: Path) -> None:
+    for path in (f"{stories_model_bin}\0junk", os.fsencode(stories_model_bin) + b"\0"):
+        with pytest.raises(errors.RequestError, match=r"^path: expected no NUL, found one$"):
+            capi.Model(path)  # type: ignore[arg-type]
+
+
 def test_files_that_are_no_models(tmp_path: Path, stories_model_bin: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such"):
         capi.Model(tmp_path / "no such.bin")
@@ -243,7 +379,9 @@ def test_files_that_are_no_models(tmp_path: Path, stories_model_bin: Path) -> No
     ("options", "message"),
     [
         ({"threads": 257}, "threads: expected 1 to 256, found 257"),
-        ({"threads": 2**40}, "threads: expected a value in range, found 1099511627776"),
+        ({"threads": 2**40}, "threads: expected a whole number in range, found 1099511627776"),
+        ({"threads": 1.5}, "threads: expected a whole number in range, found 1.5"),
+        ({"context_limit": -1}, "context_limit: expected a whole number in range, found -1"),
         ({"context_limit": 513}, "context_limit: expected at most 512"),
         ({"kv": "q4"}, "kv: expected f16 or q8, found q4"),
         ({"activations": "int4"}, "activations: expected int8 or f32, found int4"),
