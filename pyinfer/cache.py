@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -47,7 +48,12 @@ def folder() -> Path:
     """The cache folder: `PYINFER_CACHE`, or `pyinfer` in the platform's cache folder. Need not exist yet."""
     chosen = os.environ.get("PYINFER_CACHE")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError:
+            raise PyinferError(
+                f"PYINFER_CACHE: expected a folder, found {chosen!r}, whose home folder is not known"
+            ) from None
     return _platform_folder() / "pyinfer"
 
 
@@ -104,7 +110,7 @@ def add(
     cannot be written, too.
     """
     path = folder() / "models" / f"{_checked(key)}.bin"
-    if path.is_file() and usable(path):
+    if os.path.isfile(path) and usable(path):  # False where the folder cannot be read
         return path
     _made("models")
     with locked(key):
@@ -119,20 +125,19 @@ def _now() -> str:
     return datetime.now(timezone.utc).replace(microsecond=0).isoformat()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Writes a file of text or bytes whole or not at all."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".pyinfer-{secrets.token_hex(8)}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".pyinfer-")
+        with open(temporary, "xb") as file:  # not mkstemp, whose files others cannot read: caches are shared
+            file.write(data)
+        os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
+    finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise
 
 
 def remember(name: str, key: str) -> None:
@@ -147,19 +152,27 @@ def named(name: str) -> Path | None:
     except (OSError, UnicodeDecodeError):
         return None
     path = folder() / "models" / f"{key}.bin"
-    return path if _KEY.fullmatch(key) and path.is_file() else None
+    return path if _KEY.fullmatch(key) and os.path.isfile(path) else None
 
 
 def entries() -> list[Entry]:
-    """All models in the cache, by name. An absent folder is an empty cache."""
-    found = (_entry(path) for path in (folder() / "models").glob("*.bin"))
+    """All models in the cache, by name. An absent folder is an empty cache, one that cannot be read an error."""
+    models = folder() / "models"
+    try:
+        found = [_entry(models / name) for name in os.listdir(models) if name.endswith(".bin")]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise PyinferError(
+            f"cannot read the cache folder {models}: {error.strerror}; set PYINFER_CACHE to a folder that you may read"
+        ) from error
     return sorted((entry for entry in found if entry), key=lambda entry: (entry.name, entry.key))
 
 
 def _entry(path: Path) -> Entry | None:
     try:
         status = path.stat()
-    except OSError:  # removed in this moment by somebody else
+    except FileNotFoundError:  # removed in this moment by somebody else
         return None
     note = _note(path.with_suffix(".json"))
     made = datetime.fromtimestamp(int(status.st_mtime), timezone.utc).isoformat()

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ Progress = Callable[[int, int, str], None]
 
 def loaded(adapters: Adapters) -> Weighted:
     """A list of adapters with all that are paths read; the same path twice is the same adapter."""
-    if isinstance(adapters, (str, bytes)):
+    if isinstance(adapters, (str, bytes)) or not isinstance(adapters, Sequence):
         raise RequestError(f"adapters: expected a list, found {type(adapters).__name__}")
     read: dict[Path, Adapter] = {}
     pairs = []
@@ -74,7 +74,7 @@ def convert_merged(
     with in_file(path):
         opened = _opened(path)
     base, weighted = grown(opened, weighted)
-    stack = stacked(weighted, base.spec, base_values(base))
+    stack = stacked(weighted, base.spec, base_values(base), base.architecture)
     stack.require_mergeable()
     made = merge(base, stack, weights=weights, into=into)
     files = dict.fromkeys(file for adapter, _ in weighted for file in adapter.source.files)
@@ -103,7 +103,7 @@ def merged(
         def make(output: Path) -> None:
             convert_merged(path, output, weighted, into=into, progress=progress)
 
-        return store.add(key, f"{path.name}+{described(weighted)}", where, make)
+        return store.add(key, f"{path.name}+{described(weighted)}", where, make, convert.is_sound)
 
 
 @contextlib.contextmanager

@@ -440,18 +440,30 @@ def _fitting(given: Context, trained: int, engine: _core.Engine, kv: Kv, name: s
     def needed(context: int) -> int:
         return sum(cast(Mapping[str, int], engine.memory(context, kv)).values())
 
+    def roomy() -> int:
+        return memory.largest(needed, size, PAGE) or min(size, PAGE)
+
     def advice() -> str:
-        fits = memory.largest(needed, size, PAGE)
-        return f"; a context of {fits} tokens would fit" if fits else "; no context would fit"
+        fits, free = roomy(), memory.available_bytes()
+        would = free is None or needed(fits) <= free
+        return f"; a context of {fits} tokens would fit" if would else "; no context would fit"
 
     size = _context(None if given == "fit" else given, trained)
     if given == "fit":
-        size = memory.largest(needed, size, PAGE) or min(size, PAGE)
-    needs = engine.memory(size, kv)
-    weights, cache, workspace = (memory.mib(needs[part]) for part in ("weights", "kv_cache", "workspace"))
-    parts = f" (weights {weights}, {size} tokens of context {cache}, workspace {workspace})"
-    memory.require(needed(size), f"the model {name}", parts, advice)
+        size = roomy()
+    require_room(engine, size, kv, name, advice)
     return size
+
+
+def require_room(
+    engine: _core.Engine, context: int, kv: Kv, name: str, advice: Callable[[], str] = str
+) -> None:
+    """MemoryLimitError with all figures unless weights and one session of `context` tokens fit into memory."""
+    needs = engine.memory(context, kv)
+    weights, cache, workspace = needs["weights"], needs["kv_cache"], needs["workspace"]
+    parts = f" (weights {memory.mib(weights)}, {context} tokens of context {memory.mib(cache)}, "
+    parts += f"workspace {memory.mib(workspace)})"
+    memory.require(weights + cache + workspace, f"the model {name}", parts, advice)
 
 
 def _callables(processors: object) -> tuple[Processor, ...]:

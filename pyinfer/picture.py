@@ -5,6 +5,7 @@ Must not print. matplotlib is an extra and imported only when something is drawn
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pyinfer import cache
 from pyinfer.checking import Looked
 from pyinfer.convert.adapter import LINEAR_ROLES
 from pyinfer.errors import PyinferError, RequestError
@@ -47,7 +49,7 @@ def draw(looked: Sequence[Looked], title: str, path: Path) -> None:
     Args:
         looked: the changed matrices, of any number of layers.
         title: a line above the map.
-        path: a .png or .svg file, replaced if it is there.
+        path: a .png or .svg file, replaced if it is there; written whole or not at all.
 
     Raises:
         RequestError: nothing to draw, another suffix, or a file that cannot be written.
@@ -79,8 +81,10 @@ def draw(looked: Sequence[Looked], title: str, path: Path) -> None:
     if n_layers <= MOST_LABELLED:
         _number(axes, shares, top)
     figure.colorbar(image, label="‖Δ‖ / ‖W‖ in %", pad=0.01)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.lower().removeprefix("."), dpi=150)
     try:
-        figure.savefig(path, dpi=150)
+        cache.write_whole(path, drawn.getvalue())
     except OSError as error:
         raise RequestError(f"the picture cannot be written to '{path}': {error.strerror}") from error
 

@@ -64,7 +64,9 @@ def execute(options: argparse.Namespace) -> int:
     longest, context = max(options.prompt, options.generate), file.spec["context"]
     if longest > context:
         raise RequestError(f"expected at most {context} tokens, the context of the model, found {longest}")
-    results = [_measured(file, threads, options) for threads in options.threads or [_core.default_threads()]]
+    counts = options.threads or [_core.default_threads()]
+    opened.require_room(file, longest, max(counts), options)
+    results = [_measured(file, threads, options) for threads in counts]
     report = {
         "model": options.model,
         "isa": _core.active_isa(),

@@ -63,6 +63,7 @@ def execute(options: argparse.Namespace) -> int:
     ctx = options.ctx or min(512, file.spec["context"])
     tokens = np.asarray(tokenizer.encode(text.removesuffix("\n"), add_special=True), np.int32)
     chunks = _chunks(tokens, ctx, file.spec["context"], options)
+    opened.require_room(file, ctx, options.threads or 0, options)
     engine = _core.Engine(file, options.threads or 0, opened.activations(options))
     session = _core.Session(engine, ctx, options.kv)
     with terminal.progress("tokens") as progress:

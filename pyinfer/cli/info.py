@@ -65,7 +65,7 @@ def _of_model_file(path: Path, ctx: int | None, verify: bool) -> dict[str, Any]:
         **_head(metadata, dict(file.spec)),
         "landed": [asdict(landing) for landing in metadata.landed],
         "source": asdict(metadata.source),
-        "memory": {"context": context, **_core.Engine(file).memory(context)},
+        "memory": {"context": context, **_core.Engine(file, prefetch=False).memory(context)},
         "verified": _verified(file, path) if verify else None,
     }
 

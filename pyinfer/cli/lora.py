@@ -19,9 +19,12 @@ from pyinfer.cli import options as common
 
 if TYPE_CHECKING:
     from pyinfer.adapters import Weighted
-    from pyinfer.checking import Looked
+    from pyinfer.checking import Agreement, Looked
+    from pyinfer.export import Exported
 
 SHADES = " ░▒▓█"
+BELONGS = {"plot": "inspect", "output": "export", "rank": "export", "threads": "check"}
+"""Options of one action alone."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="export: the folder to write")
     parser.add_argument("--rank", type=common.count(), metavar="N", help="export: cut all ranks to N")
     parser.add_argument("-t", "--threads", type=common.count(), metavar="N", help="check: threads")
-    parser.add_argument("--json", action="store_true", help="inspect, check: print JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     common.add_cache(parser)
 
 
@@ -52,6 +55,9 @@ def execute(options: argparse.Namespace) -> int:
     from pyinfer import merging
     from pyinfer.errors import RequestError
 
+    for option, action in BELONGS.items():
+        if getattr(options, option) is not None and options.action != action:
+            raise RequestError(f"--{option} belongs to {action}, found {options.action}")
     if options.model is None and options.action != "inspect":
         raise RequestError(f"{options.action} needs --base MODEL")
     if options.output is None and options.action == "export":
@@ -61,6 +67,14 @@ def execute(options: argparse.Namespace) -> int:
     weighted = merging.loaded(options.adapters)
     actions = {"inspect": _inspect, "check": _check, "export": _export}
     return actions[options.action](weighted, options)
+
+
+def _fields(one: Looked | Agreement | Exported) -> dict[str, Any]:
+    """Fields for JSON, which has no number that is not finite."""
+    from dataclasses import asdict
+
+    fields = asdict(one).items()
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields}
 
 
 def _model(options: argparse.Namespace) -> Path:
@@ -78,16 +92,12 @@ def _plottable(options: argparse.Namespace) -> None:
     from pyinfer import picture
     from pyinfer.errors import RequestError
 
-    if options.action != "inspect":
-        raise RequestError(f"--plot belongs to inspect, found {options.action}")
     if options.model is None:
         raise RequestError("--plot needs --base MODEL")
     picture.checked(options.plot)
 
 
 def _inspect(weighted: Weighted, options: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from pyinfer import checking, picture
 
     looked = [] if options.model is None else list(checking.look(weighted, _model(options)))
@@ -97,7 +107,7 @@ def _inspect(weighted: Weighted, options: argparse.Namespace) -> int:
         terminal.note(f"wrote {options.plot}")
     report = [_adapter(adapter, weight) for adapter, weight in weighted]
     if options.json:
-        terminal.print_json({"adapters": report, "changes": [asdict(one) for one in looked]})
+        terminal.print_json({"adapters": report, "changes": [_fields(one) for one in looked]})
         return 0
     for one in report:
         print(terminal.table([(name, str(value)) for name, value in one.items()]), end="\n\n")
@@ -154,15 +164,12 @@ def _shade(share: float) -> str:
 
 
 def _check(weighted: Weighted, options: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from pyinfer import checking
 
     found = checking.agreement(weighted, _model(options), options.threads)
     good = all(one.good for one in found)
     if options.json:
-        ways = [{name: _finite(value) for name, value in asdict(one).items()} for one in found]
-        terminal.print_json({"agree": good, "ways": ways})
+        terminal.print_json({"agree": good, "ways": [_fields(one) for one in found]})
         return 0 if good else 1
     rows = [("attached and", "KL divergence", "logits differ by")]
     for one in found:
@@ -173,21 +180,22 @@ def _check(weighted: Weighted, options: argparse.Namespace) -> int:
     return 0 if good else 1
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _export(weighted: Weighted, options: argparse.Namespace) -> int:
     from pyinfer.convert.checkpoint import Spec
+    from pyinfer.convert.metadata import Metadata
     from pyinfer.export import export
     from pyinfer.stack import base_reader, stacked
 
     options.model = _model(options)
     file = opened.model_file(options)
-    stack = stacked(weighted, Spec(**file.spec), base_reader(file))
+    architecture = Metadata.from_json(file.metadata()).architecture
+    stack = stacked(weighted, Spec(**file.spec), base_reader(file), architecture)
     named = {adapter.source.base for adapter, _ in weighted}
     base = named.pop() if len(named) == 1 else None
     made = export(stack, options.output, rank=options.rank, base=base)
+    if options.json:
+        terminal.print_json({**_fields(made), "path": str(made.path)})
+        return 0
     lost = f"{made.error:.2%} of the change was cut off" if made.error else "nothing was cut off"
     size = terminal.size(made.bytes)
     terminal.note(f"wrote {made.path}, {made.modules} modules of rank up to {made.rank}, {size}; {lost}")

@@ -1,4 +1,4 @@
-"""Opening what a verb works on below the public API: the file of a model, a text."""
+"""Opening what a verb works on below the public API: the file of a model, memory for it, a text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyinfer.errors import RequestError
 if TYPE_CHECKING:
     from pyinfer import _core
 
-__all__ = ["activations", "model_file", "text"]
+__all__ = ["activations", "model_file", "require_room", "text"]
 
 
 def model_file(
@@ -30,6 +30,14 @@ def activations(options: argparse.Namespace) -> Literal["int8", "f32"]:
     from pyinfer.model import chosen_activations
 
     return chosen_activations(options.activations)
+
+
+def require_room(file: _core.ModelFile, context: int, threads: int, options: argparse.Namespace) -> None:
+    """MemoryLimitError unless the weights and one session fit into memory; reads nothing of the weights."""
+    from pyinfer import _core, model
+
+    engine = _core.Engine(file, threads, activations(options), prefetch=False)
+    model.require_room(engine, context, options.kv, options.model)
 
 
 def text(stream: IO[bytes], where: str) -> str:

@@ -166,7 +166,15 @@ def test_a_context_that_fits(stories_model_bin: Path, monkeypatch: pytest.Monkey
         with load(stories_model_bin, threads=1, context="fit") as model:
             assert model.context == context
             assert model.generate("Lily", max_tokens=5, temperature=0).text
+    free = other + page  # no room is left, as none is asked of a context that is given
+    with load(stories_model_bin, threads=1, context="fit") as model:
+        assert model.context == 64
+    with pytest.raises(MemoryLimitError, match=r"; a context of 64 tokens would fit$"):
+        load(stories_model_bin, threads=1)
+    load(stories_model_bin, threads=1, context=64).close()
     free = other + page - 1
+    with pytest.raises(MemoryLimitError, match=r"; no context would fit$"):
+        load(stories_model_bin, threads=1)
     with pytest.raises(
         MemoryLimitError, match=r"64 tokens of context 0\.1 MiB.* are free; no context would fit$"
     ):

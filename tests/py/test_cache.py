@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,12 @@ def test_no_home_is_an_error_that_names_the_variable(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(PyinferError, match="PYINFER_CACHE"):
+        cache.folder()
+
+
+def test_a_home_that_nobody_has_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYINFER_CACHE", "~no-such-user/cache")
+    with pytest.raises(PyinferError, match=r"^PYINFER_CACHE: expected a folder, found '~no-such-user/cache'"):
         cache.folder()
 
 
@@ -106,6 +113,68 @@ def test_a_file_in_place_of_the_folder_is_one_sentence(folder: Path) -> None:
     folder.write_text("in the way")
     with pytest.raises(PyinferError, match=rf"cannot write to the cache folder {folder}.*PYINFER_CACHE"):
         cache.add("key", "name", "source", lambda path: None)
+    with pytest.raises(PyinferError, match=rf"^cannot read the cache folder {folder}.*PYINFER_CACHE"):
+        cache.entries()
+
+
+def _locked_out(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a folder of mode 000, which root could read."""
+    denied = PermissionError(13, "Permission denied")
+
+    def refuses(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(path: object = ".", *rest: object, **more: object) -> object:
+            if str(path).startswith(str(where)):
+                raise denied
+            return real(path, *rest, **more)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("stat", "mkdir", "listdir"):
+        refuses(name)
+
+
+def test_a_folder_that_cannot_be_entered_is_told_with_advice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _locked_out(folder, monkeypatch)
+    told = "Permission denied; set PYINFER_CACHE"
+    with pytest.raises(PyinferError, match=rf"^cannot write to the cache folder {folder}/models: {told}"):
+        cache.add("key", "name", "source", lambda path: None)
+    with pytest.raises(PyinferError, match=rf"^cannot read the cache folder {folder}/models: {told}"):
+        cache.entries()
+    assert cache.named("alias") is None
+
+
+def test_models_that_cannot_be_looked_at_are_not_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder of mode 444: names can be read, nothing else."""
+    path = cache.add("key", "name", "source", lambda path: path.write_bytes(b"1"))
+    _locked_out(path, monkeypatch)
+    with pytest.raises(PyinferError, match=rf"^cannot read the cache folder {folder}/models: Permission"):
+        cache.entries()
+
+
+def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "note"
+    path.write_text("old")
+    for content, expected in (("naïve\n", "naïve\n".encode()), (b"\r\n\xff", b"\r\n\xff")):
+        cache.write_whole(path, content)
+        assert path.read_bytes() == expected
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+    def full(*names: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        cache.write_whole(path, "new")
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"\r\n\xff"
+    assert sorted(os.listdir(tmp_path)) == ["note", "plain"]
 
 
 def _add_slowly(log: str) -> None:

@@ -61,6 +61,22 @@ def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
         picture.draw(looked, "", tmp_path / "folder.png")
 
 
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "changes.svg"
+    path.write_text("old")
+
+    def full(*names: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(RequestError, match=r"written to '.*changes\.svg': No space left on device$"):
+        picture.draw([changed("v", 0, 0.1)], "", path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

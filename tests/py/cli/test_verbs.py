@@ -6,15 +6,17 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import gguf_writer
 import pyinfer
-from pyinfer import _core
+from lora_golden import FOLDER, base_folder
+from pyinfer import _core, convert
 from pyinfer.cli.eval import summary
-from pyinfer.cli.main import VERBS
+from pyinfer.cli.main import VERBS, main
 from pyinfer.cli.options import WEIGHTS
 from pyinfer.convert.landing import WEIGHTS as CONVERTED_WEIGHTS
 from pyinfer.errors import ModelFileError
@@ -164,6 +166,35 @@ def test_info_does_not_pass_on_what_a_terminal_would_obey(run, tmp_path: Path) -
     assert "nice\\x1b]0;title\\x07 model" in done.stdout
 
 
+def test_info_reads_no_weights(
+    stories_model_bin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ahead: list[object] = []
+    engine = _core.Engine
+
+    def made(*given: Any, **named: Any) -> _core.Engine:
+        ahead.append(named["prefetch"])
+        return engine(*given, **named)
+
+    monkeypatch.setattr(_core, "Engine", made)
+    assert main(["info", str(stories_model_bin), "--json"]) == 0
+    assert ahead == [False]
+    with pyinfer.load(stories_model_bin) as model:
+        assert json.loads(capsys.readouterr().out)["memory"].items() >= model.memory().items()
+
+
+# lora
+
+
+def test_the_json_of_lora_is_documented(run, tmp_path: Path) -> None:
+    convert.convert(base_folder(tmp_path / "base", False), tmp_path / "base.bin")
+    stack = (FOLDER / "plain", FOLDER / "alora", "--base", tmp_path / "base.bin", "--json")
+    found = fields(read(run("lora", "inspect", *stack)))
+    check = read(run("lora", "check", *stack[1:]))
+    export = read(run("lora", "export", *stack[:1], *stack[2:], "-o", tmp_path / "one"))
+    assert found | fields(check) | fields(export) == documented_fields("lora")
+
+
 # tokenize
 
 
@@ -245,6 +276,31 @@ def test_eval_has_no_perplexity_for_logits_that_are_no_numbers() -> None:
         summary(np.array([-1.0, np.nan]), 1, 4, 4)
 
 
+@pytest.mark.parametrize("verb", ["eval", "bench"])
+def test_what_does_not_fit_is_refused_before_it_is_read(
+    verb: str, stories_model_bin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same sum as `load` makes, with the session that the verb uses."""
+    asked = {
+        "eval": ("--perplexity", str(PROSE), "--ctx", "64", "--chunks", "1"),
+        "bench": ("-p", "64", "-n", "2"),
+    }
+    with pyinfer.load(stories_model_bin, threads=1) as model:
+        needed = sum(model.memory(64).values())
+    command = [verb, str(stories_model_bin), *asked[verb], "-t", "1"]
+    monkeypatch.setattr("pyinfer.memory.available_bytes", lambda: needed)
+    assert main(command) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("pyinfer.memory.available_bytes", lambda: needed - 1)
+    monkeypatch.setattr(_core, "Session", None)
+    assert main(command) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.search(
+        r"^pyinfer: the model .* needs [\d.]+ MiB of memory \(.*64 tokens.*\), but only", said.err
+    )
+
+
 # bench
 
 
@@ -286,6 +342,15 @@ def test_pull_prints_the_path_and_list_shows_it(run, own_cache: Path) -> None:
     text = run("list").stdout
     assert "stories260K.bin" in text
     assert f"1 model, 1.0 MiB in {own_cache}" in text
+
+
+def test_list_refuses_a_folder_that_is_none(run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("list", PYINFER_CACHE=str(tmp_path / "file"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        f"pyinfer: cannot read the cache folder {tmp_path}/file/models: Not a directory"
+    )
 
 
 def test_pull_of_an_unknown_name_says_the_known_ones(run) -> None:
