@@ -172,8 +172,17 @@ constexpr bool carries_over() {
          pair(SourceIQ4_XS{}, IQ4K{}) || pair(SourceQ4_Z{}, Q4Z{});
 }
 
+// Whether format F holds floats as the source has them.
+template <class S, class F>
+constexpr bool stays() {
+  return (std::is_same_v<S, SourceF32> && std::is_same_v<F, F32>) ||
+         (std::is_same_v<S, SourceF16> && std::is_same_v<F, F16>) ||
+         (std::is_same_v<S, SourceBF16> && std::is_same_v<F, BF16>);
+}
+
 void check_scale(uint16_t half, size_t row, size_t column) {
-  if (!std::isfinite(half_to_float(half))) refuse_value(half_to_float(half), row, column, "finite scales");
+  constexpr uint16_t kExponent = 0x7c00;
+  if ((half & kExponent) == kExponent) refuse_value(half_to_float(half), row, column, "finite scales");
 }
 
 // A row of 256-value blocks, integers and scales as they are. The row's bytes in the tile are zero before.
@@ -199,14 +208,30 @@ void carry_row(const uint8_t* data, size_t row, size_t cols, typename F::Group* 
   const int lane = static_cast<int>(row % kTileRows);
   const size_t n_blocks = round_up(cols, kQuantGroup) / kBlock;
   for (size_t b = 0; b < n_blocks; ++b) {
-    Block block = padding<F>();
-    if (b * kBlock < cols) {
+    Block block;
+    if (b * kBlock >= cols) {
+      block = padding<F>();
+    } else {
       S::integers(data + b * kBlock / S::kValues * S::kBytes, static_cast<int>(b * kBlock % S::kValues / kBlock),
                   block);
       check_scale(block.d, row, b * kBlock);
       check_scale(block.m, row, b * kBlock);
     }
     F::put(tile[b / 2], static_cast<int>(b % 2), lane, block);
+  }
+}
+
+// A row of floats that stay what they are.
+template <class S, class F>
+void copy_row(const uint8_t* data, size_t row, size_t cols, typename F::Group* tile) {
+  const int lane = static_cast<int>(row % kTileRows);
+  for (size_t c = 0; c < round_up(cols, kFloatGroup); ++c) {
+    auto value = F::encode(0.0f);
+    if (c < cols) {
+      std::memcpy(&value, data + c * S::kBytes, S::kBytes);
+      if (!std::isfinite(F::decode(value))) refuse_value(F::decode(value), row, c, "finite values");
+    }
+    tile[c / kFloatGroup].v[c % kFloatGroup][lane] = value;
   }
 }
 
@@ -288,6 +313,8 @@ void repack(Source source, Format format, const uint8_t* data, size_t rows, size
           carry_super_row<S, F>(data + row * row_bytes, row, cols, tile);
         } else if constexpr (carries_over<S, F>()) {
           carry_row<S, F>(data + row * row_bytes, row, cols, tile);
+        } else if constexpr (stays<S, F>()) {
+          copy_row<S, F>(data + row * row_bytes, row, cols, tile);
         } else if constexpr (!takes_floats<F>) {
           refuse_floats(format_name(format));
         } else {

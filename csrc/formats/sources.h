@@ -45,15 +45,19 @@ struct SourceBF16 {
 
 // 4-bit values of 32: low nibbles are the first 16, high nibbles the last 16.
 inline void split_nibbles(const uint8_t* nibbles, int8_t* q) {
-  for (int i = 0; i < 16; ++i) {
-    q[i] = static_cast<int8_t>(nibbles[i] & 15);
-    q[i + 16] = static_cast<int8_t>(nibbles[i] >> 4);
+  for (int i = 0; i < 16; i += 8) {
+    store_eight(q + i, bits_of_eight(nibbles + i, 0, 15));
+    store_eight(q + i + 16, bits_of_eight(nibbles + i, 4, 15));
   }
 }
 
 // Adds bit i of `bits` as the fifth bit of value i.
 inline void add_fifth_bits(const uint8_t* bits, int8_t* q) {
-  for (int i = 0; i < kBlock; ++i) q[i] = static_cast<int8_t>(q[i] | (((bits[i / 8] >> (i % 8)) & 1) << 4));
+  constexpr uint64_t kEach = 0x0101010101010101, kOwn = 0x8040201008040201;  // 1 in each byte; bit i in byte i
+  for (int i = 0; i < kBlock; i += 8) {
+    const uint64_t set = (bits[i / 8] * kEach & kOwn) + 0x7f * kEach;  // the top bit of each byte whose bit is 1
+    store_eight(q + i, load_eight(q + i) | (set & 0x80 * kEach) >> 3);
+  }
 }
 
 struct SourceQ4_0 {  // half d, 16 bytes of nibbles: d · (q − 8)
@@ -159,13 +163,13 @@ struct KMinimumSource : KSource<K> {
 // Run i of the 4-bit part of a K block: runs 2j and 2j+1 share 32 bytes, as low and high nibbles.
 inline void read_k_nibbles(const uint8_t* nibbles, int i, int8_t* q) {
   const uint8_t* run = nibbles + 32 * (i / 2);
-  for (int l = 0; l < kBlock; ++l) q[l] = static_cast<int8_t>(i % 2 ? run[l] >> 4 : run[l] & 15);
+  for (int l = 0; l < kBlock; l += 8) store_eight(q + l, bits_of_eight(run + l, i % 2 * 4, 15));
 }
 
 // Run i of the 2-bit part of a K block: runs 4j … 4j+3 share 32 bytes, from the low bits on.
 inline void read_k_pairs(const uint8_t* pairs, int i, int8_t* q) {
   const uint8_t* run = pairs + 32 * (i / 4);
-  for (int l = 0; l < kBlock; ++l) q[l] = static_cast<int8_t>((run[l] >> (2 * (i % 4))) & 3);
+  for (int l = 0; l < kBlock; l += 8) store_eight(q + l, bits_of_eight(run + l, 2 * (i % 4), 3));
 }
 
 // 16 bytes of scale (low nibble) and min (high), 64 bytes of pairs, half d, half dmin: d·scale·q − dmin·min, scales per 16.
@@ -198,7 +202,7 @@ struct SourceQ3_K : KSource<SourceQ3_K> {
   }
   static void quants(const uint8_t* p, int i, int8_t* q) {
     read_k_pairs(p + 32, i, q);
-    for (int l = 0; l < kBlock; ++l) q[l] = static_cast<int8_t>(q[l] | (((p[l] >> i) & 1) << 2));
+    for (int l = 0; l < kBlock; l += 8) store_eight(q + l, load_eight(q + l) | bits_of_eight(p + l, i, 1) << 2);
   }
   static int level(int q) { return q - 4; }
 };
@@ -213,7 +217,7 @@ struct SourceQ5_K
   static constexpr int kBytes = 176;
   static void quants(const uint8_t* p, int i, int8_t* q) {
     read_k_nibbles(p + 48, i, q);
-    for (int l = 0; l < kBlock; ++l) q[l] = static_cast<int8_t>(q[l] | (((p[16 + l] >> i) & 1) << 4));
+    for (int l = 0; l < kBlock; l += 8) store_eight(q + l, load_eight(q + l) | bits_of_eight(p + 16 + l, i, 1) << 4);
   }
 };
 
@@ -229,10 +233,8 @@ struct SourceQ6_K : KSource<SourceQ6_K> {
     const int half = i / 4, run = i % 4;
     const uint8_t* low = p + 64 * half + 32 * (run % 2);
     const uint8_t* high = p + 128 + 32 * half;
-    for (int l = 0; l < kBlock; ++l) {
-      const int nibble = run < 2 ? low[l] & 15 : low[l] >> 4;
-      q[l] = static_cast<int8_t>(nibble | (((high[l] >> (2 * run)) & 3) << 4));
-    }
+    for (int l = 0; l < kBlock; l += 8)
+      store_eight(q + l, bits_of_eight(low + l, run / 2 * 4, 15) | bits_of_eight(high + l, 2 * run, 3) << 4);
   }
   static int level(int q) { return q - 32; }
 };

@@ -4,6 +4,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 namespace pyinfer {
 namespace {
@@ -64,14 +65,37 @@ inline int byte_index(int row, int column) { return 64 * (column / 4) + 4 * row 
 // Where a 4-bit integer lies among the 256 bytes: columns 0…15 in low nibbles, 16…31 in high ones.
 inline int nibble_index(int row, int column) { return byte_index(row, column % 16); }
 
+// Bytes of a word, so that one operation does for all of them.
+inline uint32_t load_four(const void* p) {
+  uint32_t word;
+  memcpy(&word, p, sizeof word);
+  return word;
+}
+inline uint64_t load_eight(const void* p) {
+  uint64_t word;
+  memcpy(&word, p, sizeof word);
+  return word;
+}
+inline void store_four(void* p, uint32_t word) { memcpy(p, &word, sizeof word); }
+inline void store_eight(void* p, uint64_t word) { memcpy(p, &word, sizeof word); }
+// Bits of `mask` from bit `from` on of each byte.
+inline uint32_t bits_of_four(const void* p, int from, uint32_t mask) {
+  return (load_four(p) >> from) & (mask * 0x01010101u);
+}
+inline uint64_t bits_of_eight(const void* p, int from, uint64_t mask) {
+  return (load_eight(p) >> from) & (mask * 0x0101010101010101u);
+}
+
+// Four columns of a row stand together in all of these.
 inline void put_bytes(int8_t* tile, int row, const int8_t* q) {
-  for (int column = 0; column < kBlock; ++column) tile[byte_index(row, column)] = q[column];
+  for (int column = 0; column < kBlock; column += 4) store_four(tile + byte_index(row, column), load_four(q + column));
 }
 
 // The low four bits of each integer.
 inline void put_nibbles(uint8_t* tile, int row, const int8_t* q) {
-  for (int column = 0; column < kBlock / 2; ++column) {
-    tile[nibble_index(row, column)] = (uint8_t)((q[column] & 15) | ((q[column + kBlock / 2] & 15) << 4));
+  for (int column = 0; column < kBlock / 2; column += 4) {
+    const uint32_t high = bits_of_four(q + column + kBlock / 2, 0, 15);
+    store_four(tile + nibble_index(row, column), bits_of_four(q + column, 0, 15) | high << 4);
   }
 }
 
@@ -81,24 +105,21 @@ inline int pair_shift(int column) { return 2 * (column / 4 % 4); }
 // Where one bit lies among the 64 bytes of a block: bit column / 4 of this byte.
 inline int bit_index(int row, int column) { return 4 * row + column % 4; }
 
-// Puts bits `from` and `from` + 1 of each integer. Byte by byte, as below: with a loop over the columns that adds to a byte again and
-// again, Clang 22 makes vector code that writes elsewhere.
+// Puts bits `from` and `from` + 1 of each integer.
 inline void put_pairs(uint8_t* tile, int row, const int8_t* q, int from) {
-  for (int k = 0; k < kBlock / 4; ++k) {
-    const int first = 16 * (k / 4) + k % 4;
-    int byte = 0;
-    for (int column = first; column < first + 16; column += 4) byte |= ((q[column] >> from) & 3) << pair_shift(column);
-    tile[pair_index(row, first)] = (uint8_t)byte;
+  for (int first = 0; first < kBlock; first += 16) {
+    uint32_t bytes = 0;
+    for (int column = first; column < first + 16; column += 4)
+      bytes |= bits_of_four(q + column, from, 3) << pair_shift(column);
+    store_four(tile + pair_index(row, first), bytes);
   }
 }
 
 // Puts bit `from` of each integer.
 inline void put_bits(uint8_t* tile, int row, const int8_t* q, int from) {
-  for (int first = 0; first < 4; ++first) {
-    int byte = 0;
-    for (int column = first; column < kBlock; column += 4) byte |= ((q[column] >> from) & 1) << (column / 4);
-    tile[bit_index(row, first)] = (uint8_t)byte;
-  }
+  uint32_t bytes = 0;
+  for (int column = 0; column < kBlock; column += 4) bytes |= bits_of_four(q + column, from, 1) << (column / 4);
+  store_four(tile + bit_index(row, 0), bytes);
 }
 
 inline int get_pair(const uint8_t* tile, int row, int column) {

@@ -2,7 +2,8 @@
 Whatever happens on the way, the final name holds either what it held before or the whole new file.
 
 Must not know readers or families. The layout is docs/model-file.md. Weights are packed in ranges of rows
-on a few threads and written in order, so memory stays at a few ranges whatever the size of the model.
+on a few threads and written in order, so memory stays at a few ranges whatever the size of the model. Checksums and the
+disk have a thread each.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ FLAGS = ("tied_head", "qkv_bias", "o_bias", "qk_norm", "post_norms", "gelu", "lo
 _CHUNK_VALUES = 2 << 20  # values packed at once, 8 MiB as floats
 _HUGE_PAGE = 2 << 20  # bytes; what is written in such pieces is kept in such pages by Linux, and read faster
 _MAX_WORKERS = 16  # each holds a range of rows
+_MOST_UNSUMMED = 4  # ranges that wait for their checksum, at most
+_BEHIND = 64 << 20  # bytes written before the disk gets them; the rest waits for the end
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,54 @@ class _Stream:
             self._start, self._filled = self._start + _HUGE_PAGE, 0
 
 
+class _Disk:
+    """Has the system put on the disk what was written while more is made, so that little is left for the end."""
+
+    def __init__(self, file: _File, pool: ThreadPoolExecutor) -> None:
+        self._file = file
+        self._pool = pool
+        self._asked = 0
+        self._running: Future[None] | None = None
+
+    def wrote(self, offset: int) -> None:
+        """Tells how far the file has come."""
+        if offset - self._asked < _BEHIND or (self._running and not self._running.done()):
+            return
+        self.finish()
+        self._asked, self._running = offset, self._pool.submit(self._file.sync)
+
+    def finish(self) -> None:
+        """Waits, and raises what the disk said: the system says it once."""
+        if self._running:
+            self._running.result()
+
+
+class _Checksums:
+    """CRC-32 of tensors that come in ranges, on a thread of their own."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._ranges: deque[Future[int]] = deque()
+        self._crc = 0
+
+    def add(self, data: memoryview) -> None:
+        """Takes the next range of the tensor; waits where many are not done yet, since they take memory."""
+        self._ranges.append(self._pool.submit(self._summed, data))
+        while len(self._ranges) > _MOST_UNSUMMED:
+            self._ranges.popleft().result()
+
+    def finished(self) -> int:
+        """The checksum of the tensor; the next range is of another."""
+        while self._ranges:
+            self._ranges.popleft().result()
+        crc, self._crc = self._crc, 0
+        return crc
+
+    def _summed(self, data: memoryview) -> int:
+        self._crc = zlib.crc32(data, self._crc)
+        return self._crc
+
+
 @dataclass(frozen=True)
 class _Layout:
     """Where the sections lie; `metadata_bytes` is what was set aside for it."""
@@ -371,14 +422,18 @@ def write_model(
     with (
         ThreadPoolExecutor(workers) as pool,
         ThreadPoolExecutor(1) as hashing,
+        ThreadPoolExecutor(1) as summing,
+        ThreadPoolExecutor(1) as flushing,
         _temporary(output) as file,
     ):
         try:
             sources = [hashing.submit(checksum, path, stop.is_set) for path in checkpoint.files]
             sums, records = _Sums(), []
             results = _in_order(_jobs(places), pool, workers + 1)
-            for item, crc in _write_weights(file, results, layout, sums, progress):
+            disk, crcs = _Disk(file, flushing), _Checksums(summing)
+            for item, crc in _write_weights(file, results, layout, sums, crcs, disk, progress):
                 records.append(_record(item, crc, layout.weights_offset))
+            disk.finish()
             files = tuple(source.result() for source in sources)
             metadata = _final_metadata(first, files, sums.landings(places))
             _write_front(file, layout, checkpoint.spec, b"".join(records), metadata)
@@ -393,21 +448,26 @@ def _write_weights(
     results: Iterator[tuple[_Job, _Packed]],
     layout: _Layout,
     sums: _Sums,
+    crcs: _Checksums,
+    disk: _Disk,
     progress: Progress | None,
 ) -> Iterator[tuple[Placement, int]]:
     """Writes ranges as they come; gives each finished tensor with its checksum."""
-    crc = at = 0
+    at = 0
     stream = _Stream(file)
     for job, packed in results:
         data = packed.data.data
-        stream.write(data, layout.weights_offset + job.place.offset + at)
-        crc, at = zlib.crc32(data, crc), at + len(data)
+        crcs.add(data)
+        offset = layout.weights_offset + job.place.offset + at
+        stream.write(data, offset)
+        disk.wrote(offset)
+        at += len(data)
         sums.add(job.place, packed)
         if progress:
             progress(job.place.offset + at, layout.weights_bytes, job.place.tensor.name)
         if job.last:
-            yield job.place, crc
-            crc = at = 0
+            yield job.place, crcs.finished()
+            at = 0
     stream.finish()
 
 
