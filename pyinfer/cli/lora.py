@@ -107,7 +107,8 @@ def _inspect(weighted: Weighted, options: argparse.Namespace) -> int:
         terminal.note(f"wrote {options.plot}")
     report = [_adapter(adapter, weight) for adapter, weight in weighted]
     if options.json:
-        terminal.print_json({"adapters": report, "changes": [_fields(one) for one in looked]})
+        adapters = [{name.replace(" ", "_"): value for name, value in one.items()} for one in report]
+        terminal.print_json({"adapters": adapters, "changes": [_fields(one) for one in looked]})
         return 0
     for one in report:
         print(terminal.table([(name, str(value)) for name, value in one.items()]), end="\n\n")
