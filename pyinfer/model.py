@@ -90,6 +90,7 @@ def load(
         RequestError: An argument is outside its limits.
         MemoryLimitError: Weights and one session do not fit into the memory that is free, limits of control groups
             included; the message has all figures. Raised before the weights are read.
+        OSError: The system refuses a file, or the disk is too small for the converted model.
     """
     if not isinstance(path_or_name, (str, os.PathLike)):
         raise RequestError(f"path_or_name: expected a path or a name, found {type(path_or_name).__name__}")
