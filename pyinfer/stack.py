@@ -375,7 +375,7 @@ def _joined(parts: list[Values], axis: int) -> Values:
     """Arrays side by side, as float32 where their precisions differ."""
     if len({part.dtype for part in parts}) > 1:
         parts = [as_float(part) for part in parts]
-    return np.ascontiguousarray(np.concatenate(parts, axis))
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis))
 
 
 def _biases(

@@ -70,16 +70,22 @@ float value_at(const AdapterValues& values, size_t index) {
   return values.format == Format::f16 ? half_to_float(half) : bf16_to_float(half);
 }
 
-// Whether all exponents are below the one of infinities and NaN: a loop that the compiler makes vectors of.
+// Whether the exponents of n values are below the one of infinities and NaN.
 template <class Bits>
 bool all_finite(const uint8_t* data, size_t n, Bits exponent) {
-  bool finite = true;
-  for (size_t i = 0; i < n; ++i) {
+  constexpr size_t kAtOnce = 32;  // a loop of known length becomes vectors
+  Bits found[kAtOnce] = {};
+  const auto look = [&](size_t i, size_t lane) {
     Bits bits;
     std::memcpy(&bits, data + i * sizeof bits, sizeof bits);
-    finite &= (bits & exponent) != exponent;
+    found[lane] |= static_cast<Bits>(-((bits & exponent) == exponent));
+  };
+  size_t i = 0;
+  for (; i + kAtOnce <= n; i += kAtOnce) {
+    for (size_t lane = 0; lane < kAtOnce; ++lane) look(i + lane, lane);
   }
-  return finite;
+  for (; i < n; ++i) look(i, 0);
+  return std::all_of(std::begin(found), std::end(found), [](Bits any) { return any == 0; });
 }
 
 bool all_finite(const AdapterValues& values) {
