@@ -168,7 +168,7 @@ class Model(Answering):
         self.context = _fitting(context, self.spec["context"], engine, kv, self.name)
         """Tokens that prompt and answer may have together."""
         engine.prefetch()
-        self.shelf = Shelf(file, self._engine)
+        self.shelf = Shelf(file, self._engine, self.metadata.architecture)
         """The adapters that the model knows by name, and the stack that it answers with."""
         self._process = os.getpid()
         self._idle: deque[Timeline] = (

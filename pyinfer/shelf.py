@@ -43,8 +43,9 @@ EMPTY = Stacked((), BARE)
 class Shelf:
     """Adapters by name, and their stacks. Every method may be called from any thread."""
 
-    def __init__(self, file: _core.ModelFile, engine: _core.Engine) -> None:
+    def __init__(self, file: _core.ModelFile, engine: _core.Engine, architecture: str) -> None:
         self._file = file
+        self._architecture = architecture
         self._engine: _core.Engine | None = engine
         self._known: dict[str, Adapter] = {}
         self._by_path: dict[Path, Adapter] = {}
@@ -162,13 +163,12 @@ class Shelf:
 
     def _packed_anew(self, weighted: Weighted) -> Overlay:
         from pyinfer.convert.checkpoint import Spec
-        from pyinfer.convert.metadata import Metadata
         from pyinfer.stack import base_reader, stacked
 
         if self._engine is None:
             raise RequestError("the model is closed")
-        architecture = Metadata.from_json(self._file.metadata()).architecture
-        stack = stacked(weighted, Spec(**self._file.spec), base_reader(self._file), architecture)
+        spec = Spec(**self._file.spec)
+        stack = stacked(weighted, spec, base_reader(self._file), self._architecture)
         if not stack.changes and not stack.replaced:
             return BARE
         memory.require(stack.bytes, "a stack of adapters")

@@ -238,8 +238,8 @@ typedef struct pyi_batch_item {
 } pyi_batch_item;
 
 /* Appends tokens to several sessions of one model, each at most once, at most 512 tokens together, in one pass over the weights.
- * After PYI_CANCELLED and PYI_MODEL_FILE no session holds more than before; what is in their `logits` is rubbish. `item_size` is sizeof(pyi_batch_item). Of
- * `options` only the poll function counts; may be NULL. */
+ * After PYI_CANCELLED and PYI_MODEL_FILE no session holds more than before; what is in their `logits` is rubbish. `item_size` is
+ * sizeof(pyi_batch_item). Of `options` only the poll function counts; may be NULL. */
 PYI_API pyi_status pyi_model_forward(pyi_model* model, const pyi_batch_item* items, size_t n_items, size_t item_size,
                                      const pyi_eval_options* options);
 
