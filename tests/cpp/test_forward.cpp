@@ -170,21 +170,24 @@ TEST(forward, a_vocabulary_of_32001_rows) {
 
 namespace {
 
-// Every number of threads and every size of chunks, but not each with each: emulated, a pass takes seconds.
+// Every number of threads and every size of chunks, but not each with each: emulated, a pass takes seconds. Passes of different chunks
+// follow each other in one workspace.
 void check_threads_and_chunks(const tiny::Shape& shape, std::size_t n_tokens) {
   struct Way {
     int threads;
-    std::size_t chunk;
+    std::vector<std::size_t> chunks;
   };
-  constexpr Way ways[] = {{1, 7}, {1, 512}, {2, 1}, {2, 65}, {3, 64}, {3, 512}, {7, 7}, {7, 65}, {7, 512}};
+  const Way ways[] = {{1, {7, 512}}, {2, {1, 65}}, {3, {64, 512}}, {7, {7, 65, 512}}};
   Random random(4);
   const tiny::Model tiny(shape, random.bits());
   const std::vector<int> tokens = random_tokens(random, n_tokens, shape.n_vocab);
   on_every_isa([&](const Kernels& kernels) {
     for (const Activations activations : {Activations::int8, Activations::f32}) {
       const std::vector<float> expected = Runner(kernels, tiny, activations, 1).run(tokens, 1);
-      for (const Way& way : ways)
-        CHECK(Runner(kernels, tiny, activations, way.threads).run(tokens, way.chunk) == expected);
+      for (const Way& way : ways) {
+        Runner runner(kernels, tiny, activations, way.threads);
+        for (const std::size_t chunk : way.chunks) CHECK(runner.run(tokens, chunk) == expected);
+      }
     }
   });
 }
