@@ -78,16 +78,14 @@ Bench matmul(const Kernels& kernels, Format format, bool int8, int n_rows, size_
   state->panel = Buffer<uint8_t>(kMatmulCols * static_cast<size_t>(n_rows) * sizeof(float));
   state->out = Buffer<float>(n_tiles * kTileRows * static_cast<size_t>(n_rows));
   const Buffer<float> x = random_values(kMatmulCols * static_cast<size_t>(n_rows));
-  (int8 ? kernels.pack_int8 : kernels.pack_f32)(x.data(), kMatmulCols, n_rows, kMatmulCols, state->panel.data());
-  state->args = {state->tiles.data(),
-                 n_tiles,
-                 tile,
-                 kMatmulCols / pyinfer::group_cols(format),
-                 state->panel.data(),
-                 n_rows,
-                 state->out.data(),
-                 n_tiles * kTileRows,
-                 false};
+  if (int8) {
+    kernels.pack_int8(x.data(), kMatmulCols, n_rows, kMatmulCols, state->panel.data());
+  } else {
+    std::memcpy(state->panel.data(), x.data(), x.size() * sizeof(float));
+  }
+  state->args = {state->tiles.data(), n_tiles,     tile,   kMatmulCols / pyinfer::group_cols(format),
+                 state->panel.data(), kMatmulCols, n_rows, state->out.data(),
+                 n_tiles * kTileRows, false};
   const pyinfer::Matmul call = (int8 ? kernels.matmul_int8 : kernels.matmul_f32)[static_cast<size_t>(format)];
   const double weights = static_cast<double>(n_tiles * kTileRows * kMatmulCols);
   return {static_cast<double>(n_tiles * tile), weights * n_rows, [state, call] { call(state->args); }};
@@ -174,7 +172,6 @@ void add_rows(std::vector<Entry>& list, const Kernels& kernels) {
     list.push_back({name + "/" + what, [=] { return row(call, bytes_a_value); }});
   };
   add("pack_int8", 4, [&](RowState& s) { kernels.pack_int8(s.x.data(), kRowValues, 1, kRowValues, s.panel.data()); });
-  add("pack_f32", 4, [&](RowState& s) { kernels.pack_f32(s.x.data(), kRowValues, 1, kRowValues, s.panel.data()); });
   add("rms_norm", 8, [&](RowState& s) { kernels.rms_norm(s.x.data(), s.y.data(), 1e-5f, kRowValues, s.out.data()); });
   add("swiglu", 8, [&](RowState& s) { kernels.swiglu(s.x.data(), s.y.data(), kRowValues, s.out.data()); });
   add("geglu", 8, [&](RowState& s) { kernels.geglu(s.x.data(), s.y.data(), kRowValues, s.out.data()); });

@@ -20,14 +20,14 @@ enum { kMaxPanelRows = 16 };
 enum { kMaxHeadDim = 1024 };
 enum { kMaxFormats = 24 };  // numbers of weight formats are below this
 
-// A panel holds 1 … panel_rows rows of activations, interleaved so that a kernel reads it as one stream.
+// A panel holds 1 … panel_rows rows of activations.
 //
-// int8 panel of R rows: for each block of 32 columns
+// int8 panel of R rows, interleaved so that a kernel reads it as one stream: for each block of 32 columns
 //   int8_t q[32/D][R][D];  D = panel_depth columns of a row together: 4, one 32-bit lane of a dot product, or 8
 //   float scale[R];        value = scale · q; scale = max|x| / 127 over the block
 //   float sum[R];          scale · Σq, for formats with a minimum
 //   int32_t bias[2][R];    −8 · Σq over all 32 columns and over the last 16: start values that take the offset of unsigned weights back
-// f32 panel of R rows: float x[columns][R].
+// f32 panel of R rows: float x[R][panel_stride], columns padded with zeros to whole groups of the weights' format.
 enum { kPanelBlockBytes = 48 };  // bytes a row and block of the int8 panel
 
 struct MatmulArgs {
@@ -36,8 +36,9 @@ struct MatmulArgs {
   size_t tile_bytes;
   size_t n_groups;  // column groups a tile
   const uint8_t* panel;
-  int n_rows;  // rows in the panel
-  float* out;  // out[row · out_stride + 16 · tile + i], whole tiles are written
+  size_t panel_stride;  // floats from one row of an f32 panel to the next
+  int n_rows;           // rows in the panel
+  float* out;           // out[row · out_stride + 16 · tile + i], whole tiles are written
   size_t out_stride;
   bool accumulate;  // out += product, instead of out = product
 };
@@ -77,7 +78,6 @@ struct Kernels {
 
   // n_rows rows of `cols` floats into a panel, columns padded with zeros to a multiple of kPanelCols.
   void (*pack_int8)(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel);
-  void (*pack_f32)(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel);
   // out = x / sqrt(mean(x²) + eps) · weight, over n values.
   void (*rms_norm)(const float* x, const float* weight, float eps, size_t n, float* out);
   GatedUnit swiglu;  // silu(g) = g / (1 + e^−g)

@@ -161,60 +161,109 @@ PYINFER_INLINE void int8_strips(const typename Format::Group* groups, size_t n_g
   }
 }
 
-// Columns whose products are summed at a time, even and odd ones apart. Such sums are added in order. With few rows several are made at
-// once, since each waits for its own last addition; the bits are those of one after the other.
+// Puts the results of S strips where they belong; the first of the first row is output `at`.
+template <int R, int S>
+PYINFER_INLINE void put(const F (&sums)[S][R], const MatmulArgs& args, size_t at) {
+  PYINFER_UNROLL
+  for (int r = 0; r < R; ++r) {
+    float* out = args.out + (size_t)r * args.out_stride + at;
+    PYINFER_UNROLL
+    for (int s = 0; s < S; ++s, out += kLanes)
+      f_store(out, args.accumulate ? f_add(f_load(out), sums[s][r]) : sums[s][r]);
+  }
+}
+
+// With few rows the strips of a tile go together, so that memory is read once in order; with many they go one by one, so that the sums
+// fit the registers.
+template <class Format, int R>
+void int8_rows(const MatmulArgs& args) {
+  constexpr int S = R * kStrips <= 4 ? kStrips : 1;
+  for (size_t t = 0; t < args.n_tiles; ++t) {
+    const auto* groups = (const typename Format::Group*)(args.tiles + t * args.tile_bytes);
+    for (int strip = 0; strip < kStrips; strip += S) {
+      F sums[S][R];
+      PYINFER_UNROLL
+      for (int i = 0; i < S * R; ++i) sums[i / R][i % R] = f_zero();
+      int8_strips<Format, R, S>(groups, args.n_groups, strip, (const PanelBlock<R>*)args.panel, sums);
+      put<R, S>(sums, args, t * kTileRows + (size_t)(kLanes * strip));
+    }
+  }
+}
+
+// Columns whose float products are summed at a time, even and odd ones apart. Such sums are added in order.
 constexpr size_t kSumCols = 64;
 template <class Format>
 constexpr size_t kSumGroups = Format::kGroupCols < (int)kSumCols ? kSumCols / Format::kGroupCols : 1;
-// How many are made at once.
+
+// How float products of R rows use the registers. Each activation meets as many strips as there is room for.
+template <int R, int S = kStrips>
+constexpr int float_strips() {
+  if constexpr (S == 1 || R * S + S + 1 <= kRegisters) {
+    return S;
+  } else {
+    return float_strips<R, S / 2>();
+  }
+}
+// With few rows several sums are made at once, since each waits for its own last addition; the bits are those of one after the other.
 template <class Format, int R, int S>
 constexpr int kSumsAtOnce = is_float_format<Format> && R * S <= 2 ? 4 / (R * S) : 1;
+// Even and odd columns go side by side where both fit, else one after the other.
+template <int R, int S, int T>
+constexpr int kParities = 2 * R * S * T + 2 * S + 1 <= kRegisters ? 2 : 1;
 
-// The sums over n_groups groups from each of T places, where the panel's columns stand at x[t].
-template <class Format, int R, int S, int T>
-inline void f32_sums(const typename Format::Group* const (&groups)[T], size_t n_groups, int first_strip,
-                     const float* const (&x)[T], F (&sums)[T][S][R]) {
-  F odd[T][S][R];
+// The sums over columns first, first + 2 … of n_cols, from each of T places, where the first row of the panel stands at x[t]; of P = 2 also over
+// the columns between them.
+template <class Format, int R, int S, int T, int P>
+PYINFER_INLINE void f32_pass(const typename Format::Group* const (&groups)[T], size_t n_cols, int first_strip,
+                             const float* const (&x)[T], size_t stride, size_t first, F (&sums)[P][T][S][R]) {
   PYINFER_UNROLL
-  for (int i = 0; i < T * S * R; ++i)
-    sums[i / (S * R)][i / R % S][i % R] = odd[i / (S * R)][i / R % S][i % R] = f_zero();
-  for (size_t g = 0; g < n_groups; ++g) {
-    for (int c = 0; c < Format::kGroupCols; c += 2) {
-      const size_t at = (g * Format::kGroupCols + (size_t)c) * R;
+  for (int i = 0; i < P * T * S * R; ++i) sums[i / (T * S * R)][i / (S * R) % T][i / R % S][i % R] = f_zero();
+  for (size_t c = first; c < n_cols; c += 2) {
+    PYINFER_UNROLL
+    for (int i = 0; i < P * T; ++i) {
+      const int p = i / T, t = i % T;
+      F w[S];
       PYINFER_UNROLL
-      for (int t = 0; t < T; ++t) {
+      for (int s = 0; s < S; ++s) w[s] = column_values<Format>(groups[t], first_strip + s, c + (size_t)p);
+      PYINFER_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const F value = f_set(x[t][(size_t)r * stride + c + (size_t)p]);
         PYINFER_UNROLL
-        for (int s = 0; s < S; ++s) {
-          const F w0 = column_values<Format>(groups[t][g], first_strip + s, c);
-          const F w1 = column_values<Format>(groups[t][g], first_strip + s, c + 1);
-          PYINFER_UNROLL
-          for (int r = 0; r < R; ++r) sums[t][s][r] = f_fma(w0, f_set(x[t][at + r]), sums[t][s][r]);
-          PYINFER_UNROLL
-          for (int r = 0; r < R; ++r) odd[t][s][r] = f_fma(w1, f_set(x[t][at + R + r]), odd[t][s][r]);
-        }
+        for (int s = 0; s < S; ++s) sums[p][t][s][r] = f_fma(w[s], value, sums[p][t][s][r]);
       }
     }
   }
+}
+
+// The sums over n_groups groups from each of T places.
+template <class Format, int R, int S, int T>
+PYINFER_INLINE void f32_sums(const typename Format::Group* const (&groups)[T], size_t n_groups, int first_strip,
+                             const float* const (&x)[T], size_t stride, F (&sums)[T][S][R]) {
+  constexpr int P = kParities<R, S, T>;
+  const size_t n_cols = n_groups * Format::kGroupCols;
+  F even[P][T][S][R], odd[1][T][S][R];
+  f32_pass<Format, R, S, T, P>(groups, n_cols, first_strip, x, stride, 0, even);
+  if constexpr (P == 1) f32_pass<Format, R, S, T, 1>(groups, n_cols, first_strip, x, stride, 1, odd);
   PYINFER_UNROLL
   for (int i = 0; i < T * S * R; ++i) {
-    F& sum = sums[i / (S * R)][i / R % S][i % R];
-    sum = f_add(sum, odd[i / (S * R)][i / R % S][i % R]);
+    const int t = i / (S * R), s = i / R % S, r = i % R;
+    sums[t][s][r] = f_add(even[0][t][s][r], P == 1 ? odd[0][t][s][r] : even[P - 1][t][s][r]);
   }
 }
 
 // Adds the sums from T places of a tile, kSumGroups apart, to `totals`.
 template <class Format, int R, int S, int T>
-inline void f32_add(const typename Format::Group* groups, size_t n_groups, int first_strip, const float* x,
-                    F (&totals)[S][R]) {
+PYINFER_INLINE void f32_add(const typename Format::Group* groups, size_t n_groups, int first_strip, const float* x,
+                            size_t stride, F (&totals)[S][R]) {
   const typename Format::Group* from[T];
   const float* columns[T];
   F sums[T][S][R];
   PYINFER_UNROLL
   for (int t = 0; t < T; ++t) {
     from[t] = groups + (size_t)t * kSumGroups<Format>;
-    columns[t] = x + (size_t)t * kSumGroups<Format> * Format::kGroupCols * R;
+    columns[t] = x + (size_t)t * kSumGroups<Format> * Format::kGroupCols;
   }
-  f32_sums<Format, R, S, T>(from, n_groups, first_strip, columns, sums);
+  f32_sums<Format, R, S, T>(from, n_groups, first_strip, columns, stride, sums);
   PYINFER_UNROLL
   for (int i = 0; i < T * S * R; ++i) {
     F& total = totals[i / R % S][i % R];
@@ -222,81 +271,70 @@ inline void f32_add(const typename Format::Group* groups, size_t n_groups, int f
   }
 }
 
-template <class Format, int R, int S>
-inline void f32_strips(const typename Format::Group* groups, size_t n_groups, int first_strip, const float* x,
-                       F (&totals)[S][R]) {
-  constexpr size_t kGroups = kSumGroups<Format>;
-  constexpr int T = kSumsAtOnce<Format, R, S>;
-  if (n_groups <= kGroups) {  // one sum, which is the total
-    F sums[1][S][R];
-    f32_sums<Format, R, S, 1>({groups}, n_groups, first_strip, {x}, sums);
-    PYINFER_UNROLL
-    for (int i = 0; i < S * R; ++i) totals[i / R][i % R] = sums[0][i / R][i % R];
-    return;
-  }
-  size_t g = 0;
-  for (; T > 1 && g + T * kGroups <= n_groups; g += T * kGroups)
-    f32_add<Format, R, S, T>(groups + g, kGroups, first_strip, x + g * Format::kGroupCols * R, totals);
-  for (; g < n_groups; g += kGroups) {
-    const size_t n = n_groups - g < kGroups ? n_groups - g : kGroups;
-    f32_add<Format, R, S, 1>(groups + g, n, first_strip, x + g * Format::kGroupCols * R, totals);
-  }
-}
-
-// T tiles at once that are no longer than one sum, as B of an adapter is.
+// Tiles from `first` on that are no longer than one sum, as B of an adapter is, T at once; returns the first one left.
 template <class Format, int R, int S, int T>
-inline void f32_short_tiles(const MatmulArgs& args, size_t tile) {
-  const typename Format::Group* groups[T];
-  const float* x[T];
-  F sums[T][S][R];
-  PYINFER_UNROLL
-  for (int t = 0; t < T; ++t) {
-    groups[t] = (const typename Format::Group*)(args.tiles + (tile + (size_t)t) * args.tile_bytes);
-    x[t] = (const float*)args.panel;
+PYINFER_INLINE size_t f32_short_tiles(const MatmulArgs& args, size_t first) {
+  for (; first + T <= args.n_tiles; first += T) {
+    const typename Format::Group* groups[T];
+    const float* x[T];
+    PYINFER_UNROLL
+    for (int t = 0; t < T; ++t) {
+      groups[t] = (const typename Format::Group*)(args.tiles + (first + (size_t)t) * args.tile_bytes);
+      x[t] = (const float*)args.panel;
+    }
+    for (int strip = 0; strip < kStrips; strip += S) {
+      F sums[T][S][R];
+      f32_sums<Format, R, S, T>(groups, args.n_groups, strip, x, args.panel_stride, sums);
+      PYINFER_UNROLL
+      for (int t = 0; t < T; ++t) put<R, S>(sums[t], args, (first + (size_t)t) * kTileRows + (size_t)(kLanes * strip));
+    }
   }
-  f32_sums<Format, R, S, T>(groups, args.n_groups, 0, x, sums);
-  PYINFER_UNROLL
-  for (int i = 0; i < T * S * R; ++i) {
-    const size_t t = (size_t)(i / (S * R)), s = (size_t)(i / R % S), r = (size_t)(i % R);
-    float* out = args.out + r * args.out_stride + (tile + t) * kTileRows + s * kLanes;
-    f_store(out, args.accumulate ? f_add(f_load(out), sums[t][s][r]) : sums[t][s][r]);
-  }
+  return first;
 }
 
-// All tiles with a panel of exactly R rows. With few rows the strips of a tile go together, so that memory is read once in order;
-// with many they go one by one, so that the sums fit the registers.
-template <class Format, bool kInt8, int R>
-void matmul_rows(const MatmulArgs& args) {
-  constexpr int S = R * kStrips <= 4 ? kStrips : 1;
-  size_t t = 0;
-  if constexpr (!kInt8 && S == kStrips && kSumsAtOnce<Format, R, S> > 1) {
-    constexpr int T = kSumsAtOnce<Format, R, S>;
-    for (; args.n_groups <= kSumGroups<Format> && t + T <= args.n_tiles; t += T)
-      f32_short_tiles<Format, R, S, T>(args, t);
-  }
-  for (; t < args.n_tiles; ++t) {
+// Functions that are not inlined have the registers to themselves; copies of what they are given can stay there, while the original might be
+// written over by results. (Of the integer kernel a copy takes registers that it has not got.)
+template <class Format, int R>
+__attribute__((noinline)) void f32_short(const MatmulArgs& given) {
+  constexpr int S = float_strips<R>(), T = kSumsAtOnce<Format, R, S>;
+  const MatmulArgs args = given;
+  const size_t done = f32_short_tiles<Format, R, S, T>(args, 0);
+  if constexpr (T > 1) f32_short_tiles<Format, R, S, 1>(args, done);
+}
+
+template <class Format, int R>
+__attribute__((noinline)) void f32_long(const MatmulArgs& given) {
+  constexpr int S = float_strips<R>(), T = kSumsAtOnce<Format, R, S>;
+  constexpr size_t kGroups = kSumGroups<Format>;
+  const MatmulArgs args = given;
+  for (size_t t = 0; t < args.n_tiles; ++t) {
     const auto* groups = (const typename Format::Group*)(args.tiles + t * args.tile_bytes);
     for (int strip = 0; strip < kStrips; strip += S) {
-      F sums[S][R];
+      F totals[S][R];
       PYINFER_UNROLL
-      for (int s = 0; s < S; ++s) {
-        PYINFER_UNROLL
-        for (int r = 0; r < R; ++r) sums[s][r] = f_zero();
+      for (int i = 0; i < S * R; ++i) totals[i / R][i % R] = f_zero();
+      const float* x = (const float*)args.panel;
+      size_t g = 0;
+      for (; T > 1 && g + T * kGroups <= args.n_groups; g += T * kGroups)
+        f32_add<Format, R, S, T>(groups + g, kGroups, strip, x + g * Format::kGroupCols, args.panel_stride, totals);
+      for (; g < args.n_groups; g += kGroups) {
+        const size_t n = args.n_groups - g < kGroups ? args.n_groups - g : kGroups;
+        f32_add<Format, R, S, 1>(groups + g, n, strip, x + g * Format::kGroupCols, args.panel_stride, totals);
       }
-      if constexpr (kInt8) {
-        int8_strips<Format, R, S>(groups, args.n_groups, strip, (const PanelBlock<R>*)args.panel, sums);
-      } else {
-        f32_strips<Format, R, S>(groups, args.n_groups, strip, (const float*)args.panel, sums);
-      }
-      PYINFER_UNROLL
-      for (int r = 0; r < R; ++r) {
-        float* out = args.out + (size_t)r * args.out_stride + t * kTileRows + (size_t)(kLanes * strip);
-        PYINFER_UNROLL
-        for (int s = 0; s < S; ++s, out += kLanes) {
-          f_store(out, args.accumulate ? f_add(f_load(out), sums[s][r]) : sums[s][r]);
-        }
-      }
+      put<R, S>(totals, args, t * kTileRows + (size_t)(kLanes * strip));
     }
+  }
+}
+
+// A panel of exactly R rows.
+template <class Format, bool kInt8, int R>
+void matmul_rows(const MatmulArgs& args) {
+  if constexpr (kInt8) {
+    int8_rows<Format, R>(args);
+  } else if (args.n_groups <= kSumGroups<Format>) {
+    f32_short<Format, R>(args);
+  } else {
+    f32_long<Format, R>(args);
   }
 }
 
@@ -312,9 +350,16 @@ void matmul_dispatch(const MatmulArgs& args) {
   }
 }
 
+// kFloatRows rows at a time: with more, sums leave the registers.
 template <class Format>
 void matmul_f32(const MatmulArgs& args) {
-  matmul_dispatch<Format, false, kPanelRows>(args);
+  MatmulArgs some = args;
+  for (int r = 0; r < args.n_rows; r += kFloatRows) {
+    some.n_rows = args.n_rows - r < kFloatRows ? args.n_rows - r : kFloatRows;
+    some.panel = args.panel + (size_t)r * args.panel_stride * sizeof(float);
+    some.out = args.out + (size_t)r * args.out_stride;
+    matmul_dispatch<Format, false, kFloatRows>(some);
+  }
 }
 
 template <class Format>

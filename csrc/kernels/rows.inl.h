@@ -117,25 +117,6 @@ void pack_int8(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* 
   }
 }
 
-// A line of each row after the other: walking down the columns would meet rows that fall into one set of the cache.
-void pack_f32(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel) {
-  constexpr size_t kLine = 16;
-  const size_t padded = (cols + kPanelCols - 1) / kPanelCols * kPanelCols, n = (size_t)n_rows;
-  for (size_t c = 0; c < padded; c += kLine) {
-    for (size_t r = 0; r < n; ++r) {
-      float* out = (float*)panel + c * n + r;
-      const float* line = x + r * stride + c;
-      float tail[kLine] = {};
-      if (c + kLine > cols) {
-        if (c < cols) memcpy(tail, line, (cols - c) * sizeof(float));
-        line = tail;
-      }
-      PYINFER_UNROLL
-      for (size_t i = 0; i < kLine; ++i) out[i * n] = line[i];
-    }
-  }
-}
-
 void rms_norm(const float* x, const float* weight, float eps, size_t n, float* out) {
   SixteenSums squares;
   size_t i = 0;

@@ -31,7 +31,6 @@ constexpr Kernels kTable = {
     },
 #undef PYINFER_FORMAT
     pack_int8,
-    pack_f32,
     rms_norm,
     swiglu,
     geglu,

@@ -75,19 +75,22 @@ PYINFER_INLINE B four_columns(const typename Format::Group& group, int b, int st
   }
 }
 
-// Column `c` of a group as kLanes float values.
+// Column `column` of a tile as kLanes float values.
 template <class Format>
-PYINFER_INLINE F column_values(const typename Format::Group& group, int strip, int c) {
+PYINFER_INLINE F column_values(const typename Format::Group* groups, int strip, size_t column) {
   const int lane = kLanes * strip;
-  if constexpr (is_float_format<Format>) {
-    if constexpr (sizeof group.v[0][0] == sizeof(float)) {
-      return f_load((const float*)group.v[c] + lane);
+  if constexpr (is_float_format<Format>) {  // columns stand one after the other, in all groups
+    const auto* values = groups->v[0] + column * kTileRows + lane;
+    if constexpr (sizeof *values == sizeof(float)) {
+      return f_load((const float*)values);
     } else if constexpr (Format::kIsHalf) {
-      return f_load_half((const uint16_t*)group.v[c] + lane);
+      return f_load_half((const uint16_t*)values);
     } else {
-      return f_load_bf16((const uint16_t*)group.v[c] + lane);
+      return f_load_bf16((const uint16_t*)values);
     }
   } else {
+    const typename Format::Group& group = groups[column / Format::kGroupCols];
+    const int c = (int)(column % Format::kGroupCols);
     const int b = c / kBlock, k = c % kBlock;
     I q;
     if constexpr (Format::kBits == 8) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/layout.h"
 #include "nn/low_rank.h"
 
 namespace pyinfer {
@@ -42,8 +43,7 @@ class PackedInput {
 
  private:
   size_t row_bytes(int kind) const {
-    const size_t cols = (input_.cols + kPanelCols - 1) / kPanelCols * kPanelCols;
-    return kind == 0 ? cols / 32 * kPanelBlockBytes : cols * sizeof(float);
+    return kind == 0 ? round_up(input_.cols, kPanelCols) / 32 * kPanelBlockBytes : w_.row_bytes[kind];
   }
   uint8_t* shared_panel(int kind, size_t panel) const { return w_.panels[kind] + first_row(panel) * row_bytes(kind); }
   uint8_t* own_panel(int kind, int thread) const {
@@ -61,19 +61,21 @@ class PackedInput {
   }
 
   void pack(int kind, size_t panel, uint8_t* out, int thread) const {
-    const float* x = input_.x + first_row(panel) * input_.stride;
+    const size_t first = first_row(panel), n = static_cast<size_t>(rows_of(panel));
+    if (kind == 1) {
+      for (size_t r = 0; r < n; ++r) float_row(w_, input_, first + r, reinterpret_cast<float*>(out + r * row_bytes(1)));
+      return;
+    }
+    const float* x = input_.x + first * input_.stride;
     size_t stride = input_.stride;
-    const int n = rows_of(panel);
     if (input_.norm != nullptr) {
       float* normed = w_.own_rows + static_cast<size_t>(thread) * kMaxPanelRows * w_.max_cols;
-      for (int r = 0; r < n; ++r) {
-        w_.kernels.rms_norm(x + static_cast<size_t>(r) * stride, input_.norm, input_.eps, input_.cols,
-                            normed + static_cast<size_t>(r) * w_.max_cols);
-      }
+      for (size_t r = 0; r < n; ++r)
+        w_.kernels.rms_norm(x + r * stride, input_.norm, input_.eps, input_.cols, normed + r * w_.max_cols);
       x = normed;
       stride = w_.max_cols;
     }
-    (kind == 0 ? w_.kernels.pack_int8 : w_.kernels.pack_f32)(x, stride, n, input_.cols, out);
+    w_.kernels.pack_int8(x, stride, static_cast<int>(n), input_.cols, out);
   }
 
   Workspace& w_;
@@ -113,6 +115,7 @@ void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weigh
                         weights.tile_bytes,
                         weights.n_groups,
                         packed.panel(kind, panel, thread),
+                        w.row_bytes[1] / sizeof(float),
                         packed.rows_of(panel),
                         out,
                         stride,
@@ -124,6 +127,11 @@ void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weigh
 float* own_tile(const Workspace& w, int thread, int which) {
   return w.own_tiles +
          (static_cast<size_t>(thread) * 2 + static_cast<size_t>(which)) * kMaxPanelRows * Workspace::kOwnTileCols;
+}
+
+AdaptedTiles adapted_tiles(const PackedInput& packed, size_t target, size_t panel, size_t begin, size_t end, float* out,
+                           size_t stride) {
+  return {target, packed.first_row(panel), static_cast<size_t>(packed.rows_of(panel)), begin, end, out, stride};
 }
 
 // out += gain ⊙ product, tile by tile: gains belong to the product alone.
@@ -154,11 +162,10 @@ void multiply_target(const Workspace& w, const LinearInput& input, const LowRank
                      const LinearTarget& target, size_t number, size_t begin, size_t end, int thread) {
   const int kind = kind_of(*target.weights, input);
   for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
-    const size_t first = packed.first_row(panel), n_rows = static_cast<size_t>(packed.rows_of(panel));
-    float* out = target.out + first * target.stride + begin * kTile;
-    const AdaptedTiles tiles{number, first, n_rows, begin, end, out, target.stride};
-    if (packed.n_panels() == 1) low.expect(tiles);
-    if (target.accumulate && low.has_gain(number, first, n_rows)) {
+    float* out = target.out + packed.first_row(panel) * target.stride + begin * kTile;
+    const AdaptedTiles tiles = adapted_tiles(packed, number, panel, begin, end, out, target.stride);
+    low.expect(tiles);
+    if (target.accumulate && low.has_gain(tiles)) {
       accumulate_scaled(w, low, packed, *target.weights, kind, panel, tiles, thread);
     } else {
       multiply(w, packed, *target.weights, kind, panel, begin, end, thread, out, target.stride, target.accumulate);
@@ -169,11 +176,8 @@ void multiply_target(const Workspace& w, const LinearInput& input, const LowRank
   }
 }
 
-// What adapters make of the products of tiles [begin, end) with one panel.
-void adapt(const LowRankJob& low, const PackedInput& packed, size_t target, size_t panel, size_t begin, size_t end,
-           float* out, size_t stride) {
-  const AdaptedTiles tiles{target, packed.first_row(panel), static_cast<size_t>(packed.rows_of(panel)), begin, end, out,
-                           stride};
+// What adapters make of products.
+void adapt(const LowRankJob& low, const AdaptedTiles& tiles) {
   low.apply_gain(tiles);
   low.add(tiles);
 }
@@ -187,6 +191,16 @@ size_t gated_tiles(size_t n_panels, size_t tile_bytes) {
 
 }  // namespace
 
+void float_row(const Workspace& w, const LinearInput& input, size_t row, float* out) {
+  const float* x = input.x + row * input.stride;
+  if (input.norm != nullptr) {
+    w.kernels.rms_norm(x, input.norm, input.eps, input.cols, out);
+  } else {
+    std::copy_n(x, input.cols, out);
+  }
+  std::fill(out + input.cols, out + round_up(input.cols, kPanelCols), 0.0f);
+}
+
 void linear(Workspace& w, const LinearInput& input, std::initializer_list<LinearTarget> targets) {
   bool needed[2] = {};
   size_t n_tiles = 0, bytes = 1;
@@ -198,7 +212,7 @@ void linear(Workspace& w, const LinearInput& input, std::initializer_list<Linear
   LowRankJob low(w, input);
   const PackedInput packed(w, input, needed[0], needed[1]);
   over_tiles(w, low, packed, n_tiles, bytes, [&](size_t begin, size_t end, int thread) {
-    if (packed.n_panels() == 1) low.expect_next(begin, end, n_tiles);
+    low.expect_next(begin, end, n_tiles);
     size_t first = 0, number = 0;  // the targets' tiles are numbered one after the other
     for (const LinearTarget& target : targets) {
       const size_t last = first + target.weights->n_tiles();
@@ -220,19 +234,17 @@ void linear_gated(Workspace& w, const LinearInput& input, const Matrix& gate, co
              [&](size_t begin, size_t end, int thread) {
                float* gated = own_tile(w, thread, 0);
                float* upped = own_tile(w, thread, 1);
-               if (packed.n_panels() == 1) {
-                 low.expect_next(begin, end, gate.n_tiles());
-                 for (size_t target = 0; target < 2; ++target)
-                   low.expect({target, 0, input.n_rows, begin, end, nullptr, 0});
-               }
+               low.expect_next(begin, end, gate.n_tiles());
                const size_t at_once = gated_tiles(packed.n_panels(), gate.tile_bytes + up.tile_bytes);
                for (size_t tile = begin; tile < end; tile += at_once) {
                  const size_t last = std::min(tile + at_once, end);
                  for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
+                   const AdaptedTiles to_gate = adapted_tiles(packed, 0, panel, tile, last, gated, kCols);
+                   const AdaptedTiles to_up = adapted_tiles(packed, 1, panel, tile, last, upped, kCols);
+                   low.expect(to_gate), low.expect(to_up);
                    multiply(w, packed, gate, gate_kind, panel, tile, last, thread, gated, kCols, false);
                    multiply(w, packed, up, up_kind, panel, tile, last, thread, upped, kCols, false);
-                   adapt(low, packed, 0, panel, tile, last, gated, kCols);
-                   adapt(low, packed, 1, panel, tile, last, upped, kCols);
+                   adapt(low, to_gate), adapt(low, to_up);
                    float* to = out + packed.first_row(panel) * stride + tile * kTile;
                    for (size_t r = 0; r < static_cast<size_t>(packed.rows_of(panel)); ++r) {
                      unit(gated + r * kCols, upped + r * kCols, (last - tile) * kTile, to + r * stride);
@@ -252,7 +264,7 @@ void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weight
       const size_t n = std::min(kTile, weights.rows - tile * kTile);
       for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
         multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, result, kTile, false);
-        adapt(low, packed, 0, panel, tile, tile + 1, result, kTile);
+        adapt(low, adapted_tiles(packed, 0, panel, tile, tile + 1, result, kTile));
         float* const* to = rows + packed.first_row(panel);
         for (int r = 0; r < packed.rows_of(panel); ++r)
           std::memcpy(to[r] + tile * kTile, result + r * kTile, n * sizeof(float));

@@ -33,6 +33,9 @@ struct LinearTarget {
   const float* bias = nullptr;  // (rows of the weights) or nullptr
 };
 
+// One row of an input as a row of a float panel: normed if the input is, padded with zeros to whole groups of any format.
+void float_row(const Workspace& workspace, const LinearInput& input, size_t row, float* out);
+
 // Several products of the same input as one job.
 void linear(Workspace& workspace, const LinearInput& input, std::initializer_list<LinearTarget> targets);
 

@@ -33,24 +33,36 @@ class LowRankJob {
   // To be called by a thread before its first tiles: makes parts of t until all are taken. Uses the thread's own rows and panels.
   void help(int thread);
 
-  // Ask for memory ahead, as a thread takes tiles [begin, end) of a job's n_tiles: their share of the next input's A, and B of tiles
-  // whose base's product comes first. Both are too short for the processor to see them coming.
+  // Whether rows are so few that a step waits for weights, and A and B are asked for ahead: they are too short for the processor to see
+  // them coming. With more rows they stay in the cache, and it is t that does not.
+  bool asks_ahead() const;
+  // As a thread takes tiles [begin, end) of a job's n_tiles: asks for their share of the next input's A, if it asks ahead.
   void expect_next(size_t begin, size_t end, size_t n_tiles) const;
+  // Before the base's product of some tiles: asks for B, or for t.
   void expect(const AdaptedTiles& tiles) const;
 
-  // Whether a stack scales the base's product of the target in some of these rows: such a product must not be accumulated at once.
-  bool has_gain(size_t target, size_t first_row, size_t n_rows) const;
+  // Whether a stack scales the base's product for some of these rows: such a product must not be accumulated at once.
+  bool has_gain(const AdaptedTiles& tiles) const;
   // out = gain ⊙ out
   void apply_gain(const AdaptedTiles& tiles) const;
   // out += B t + bias; waits until t is there.
   void add(const AdaptedTiles& tiles) const;
 
  private:
+  // A float panel.
+  struct Rows {
+    const float* x;
+    size_t stride;
+  };
+
   const AdaptedInput& adapted(const Piece& piece) const { return piece.adapters->inputs[input_.number]; }
-  void multiply(size_t index, size_t chunk, size_t tile, int thread);
-  const uint8_t* panel(size_t index, int thread);
+  void make_whole(size_t index, int thread);
+  void make_part(size_t index, size_t chunk, size_t tile, int thread);
+  void multiply(size_t index, size_t chunk, size_t tile, size_t n_tiles, float* out, bool accumulate, int thread);
+  Rows rows_of(size_t index, int thread);
+  std::span<const Piece> pieces_of(size_t first_row, size_t n_rows) const;
   float* partial(const Piece& piece, size_t chunk) const;
-  void finish(size_t index);
+  float* t_of(const Piece& piece, size_t row) const;
   void wait() const;
 
   Workspace& w_;
@@ -59,7 +71,7 @@ class LowRankJob {
   size_t n_tiles_ = 0;  // of the largest A
   size_t n_parts_;
   bool has_gains_ = false;
-  size_t at_once_;                          // parts that a thread takes at a time
+  bool whole_;                              // a part is a piece
   size_t packed_[ThreadPool::kMaxThreads];  // 1 + the piece whose panel a thread holds; set where there are parts
   std::atomic<size_t> next_{0};             // part to be taken
   std::atomic<size_t> n_unfinished_{0};     // pieces without t

@@ -8,6 +8,9 @@
 namespace pyinfer {
 namespace {
 
+// Floats between the rows of a float panel: rows a power of two apart would fall into one set of the cache.
+constexpr size_t kFloatRowGap = 16;
+
 void lay_out(Workspace& w, const WorkspaceShape& shape, Layout& layout) {
   const size_t threads = static_cast<size_t>(w.pool.n_threads());
   w.x = layout.take<float>(w.max_rows * w.x_stride);
@@ -47,7 +50,7 @@ Workspace::Workspace(const Kernels& k, ThreadPool& p, const WorkspaceShape& shap
       hidden_stride(round_up(shape.n_ff, kTile)),
       rope_pairs(shape.rope_pairs),
       rope_sets(shape.rope_sets),
-      row_bytes{max_cols / 32 * kPanelBlockBytes, max_cols * sizeof(float)},
+      row_bytes{max_cols / 32 * kPanelBlockBytes, (max_cols + kFloatRowGap) * sizeof(float)},
       low_rank(shape.low_rank) {
   allocate(shape);
 }

@@ -74,8 +74,8 @@ struct Workspace {
   // Packed inputs: of a whole step, and of one panel for each thread. Index 0 for int8, 1 for f32.
   uint8_t* panels[2];
   uint8_t* own_panels[2];
-  size_t row_bytes[2];  // of a panel row at max_cols
-  float* own_rows;      // (threads, kMaxPanelRows, max_cols) normed rows on their way into a panel
+  size_t row_bytes[2];  // of a panel row at max_cols; of any row of a float panel
+  float* own_rows;      // (threads, kMaxPanelRows, max_cols) normed rows on their way into an int8 panel
   float* own_tiles;     // (threads, 2, kMaxPanelRows, tile columns) results on their way to an epilogue
 
   Segment* segments;  // (max_rows)
@@ -85,7 +85,7 @@ struct Workspace {
   size_t low_rank;
   Piece* pieces;                         // (max_rows)
   float* low_rank_partial;               // (max_rows, chunks, low_rank)
-  float* low_rank_t;                     // (max_rows, low_rank), as a panel for each piece
+  float* low_rank_t;                     // (max_rows, low_rank)
   std::atomic<uint32_t>* low_rank_done;  // (max_rows) parts done of each piece's t
 
   size_t bytes() const { return memory_.size(); }

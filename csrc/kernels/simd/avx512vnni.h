@@ -7,7 +7,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 16, kPanelRows = 12, kDepth = 4, kQueries = 12, kRegisters = 32 };
+enum { kLanes = 16, kPanelRows = 12, kFloatRows = 6, kDepth = 4, kQueries = 12, kRegisters = 32 };
 
 typedef __m512 F;   // kLanes floats
 typedef __m512i I;  // kLanes int32

@@ -6,7 +6,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kPanelRows = 6, kDepth = 4 };
+enum { kPanelRows = 6, kFloatRows = 4, kDepth = 4 };
 
 template <class Kind, int R>
 struct Dots;  // see kernels/matmul.inl.h

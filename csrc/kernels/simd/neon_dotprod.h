@@ -6,7 +6,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kPanelRows = 12, kDepth = 4 };
+enum { kPanelRows = 12, kFloatRows = 4, kDepth = 4 };
 
 template <bool kOffset, int R>
 struct Dots<Integers<kOffset>, R> : LaneDots<kOffset, R> {};

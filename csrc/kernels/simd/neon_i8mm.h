@@ -7,7 +7,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kPanelRows = 12, kDepth = 8 };
+enum { kPanelRows = 12, kFloatRows = 4, kDepth = 8 };
 
 template <bool kOffset, int R>
 struct PairDots {

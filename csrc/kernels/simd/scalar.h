@@ -10,7 +10,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 4, kPanelRows = 4, kDepth = 4, kQueries = 2, kRegisters = 16 };
+enum { kLanes = 4, kPanelRows = 4, kFloatRows = 4, kDepth = 4, kQueries = 2, kRegisters = 16 };
 
 struct F {
   float v[kLanes];

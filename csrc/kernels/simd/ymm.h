@@ -11,7 +11,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 8, kPanelRows = 6, kDepth = 4, kQueries = 6, kRegisters = 16 };
+enum { kLanes = 8, kPanelRows = 6, kFloatRows = 4, kDepth = 4, kQueries = 6, kRegisters = 16 };
 
 typedef __m256 F;   // kLanes floats
 typedef __m256i I;  // kLanes int32
