@@ -32,19 +32,19 @@ void Engine::make_room(const Model& model, size_t low_rank) {
   WorkspaceShape shape = model.workspace_shape(kMaxRows);
   shape.low_rank = low_rank;
   shape.needs_f32 |= low_rank > 0;
-  check_turn();
-  const Turns::Turn turn(turns_);
+  const Turns::Turn turn = take_turn();
   workspace_.grow(shape);
   workspace_bytes_.store(workspace_.bytes());
 }
 
-void Engine::check_turn() const {
+Turns::Turn Engine::take_turn() {
   if (!pool_.alive_here()) {
     throw Error(ErrorKind::request,
                 "engine: expected the process that loaded it, found a fork, where its threads do not exist");
   }
   if (turns_.is_mine())
     throw Error(ErrorKind::request, "engine: expected no step at work in this thread, found one that a poll came from");
+  return Turns::Turn(turns_);
 }
 
 void Engine::check(int32_t token) const {
@@ -107,8 +107,7 @@ void Engine::step(std::span<const BatchItem> items, const Poll& poll) {
 
 void Engine::run(std::span<const BatchItem> items, const Poll& poll) {
   check(items);
-  check_turn();
-  const Turns::Turn turn(turns_);
+  const Turns::Turn turn = take_turn();
   file_->mapping().check_whole();
   struct Context {
     std::span<const BatchItem> items;

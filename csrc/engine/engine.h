@@ -58,8 +58,8 @@ class Engine {
 
  private:
   friend class Session;
-  // Throws in a fork, where a thread that does not exist may have the turn, and where this thread has it.
-  void check_turn() const;
+  // Waits for the turn. Throws in a fork, where a thread that does not exist may have it, and where this thread has it.
+  Turns::Turn take_turn();
   // As `step`, with sessions that the caller occupies.
   void run(std::span<const BatchItem> items, const Poll& poll);
   void check(std::span<const BatchItem> items) const;
