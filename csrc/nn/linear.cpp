@@ -15,12 +15,14 @@ constexpr size_t kRunBytes = 128 << 10;
 constexpr size_t kGatedBytes = 48 << 10;
 
 // The panels of one input. Few rows: every thread packs them for itself when it meets the job, which spares a barrier. Many rows:
-// they are packed once, together. Each kind of activations that the job needs has panels of its own; kind 0 is int8, 1 is f32.
+// they are packed once, together, and adapters make t of them while they are at hand. Each kind of activations that the job needs has
+// panels of its own; kind 0 is int8, 1 is f32.
 class PackedInput {
  public:
-  PackedInput(Workspace& w, const LinearInput& input, bool int8, bool f32)
+  PackedInput(Workspace& w, const LinearInput& input, const LowRankJob& low, bool int8, bool f32)
       : w_(w),
         input_(input),
+        low_(low),
         needed_{int8, f32},
         rows_(static_cast<size_t>(w.kernels.panel_rows)),
         shared_(n_panels() > 1) {
@@ -53,33 +55,37 @@ class PackedInput {
   void pack_all() const {
     w_.pool.run(n_panels(), 1, [&](size_t begin, size_t end, int thread) {
       for (size_t p = begin; p < end; ++p) {
+        FloatRows rows{};
         for (int kind = 0; kind < 2; ++kind) {
-          if (needed_[kind]) pack(kind, p, shared_panel(kind, p), thread);
+          if (needed_[kind]) rows = pack(kind, p, shared_panel(kind, p), thread);
         }
+        if (low_.by_panels()) low_.make(first_row(p), static_cast<size_t>(rows_of(p)), rows);
       }
     });
   }
 
-  void pack(int kind, size_t panel, uint8_t* out, int thread) const {
+  // Returns the rows as they went into the panel.
+  FloatRows pack(int kind, size_t panel, uint8_t* out, int thread) const {
     const size_t first = first_row(panel), n = static_cast<size_t>(rows_of(panel));
     if (kind == 1) {
+      const FloatRows rows{reinterpret_cast<const float*>(out), row_bytes(1) / sizeof(float)};
       for (size_t r = 0; r < n; ++r) float_row(w_, input_, first + r, reinterpret_cast<float*>(out + r * row_bytes(1)));
-      return;
+      return rows;
     }
-    const float* x = input_.x + first * input_.stride;
-    size_t stride = input_.stride;
+    FloatRows rows{input_.x + first * input_.stride, input_.stride};
     if (input_.norm != nullptr) {
       float* normed = w_.own_rows + static_cast<size_t>(thread) * kMaxPanelRows * w_.max_cols;
       for (size_t r = 0; r < n; ++r)
-        w_.kernels.rms_norm(x + r * stride, input_.norm, input_.eps, input_.cols, normed + r * w_.max_cols);
-      x = normed;
-      stride = w_.max_cols;
+        w_.kernels.rms_norm(rows.x + r * rows.stride, input_.norm, input_.eps, input_.cols, normed + r * w_.max_cols);
+      rows = {normed, w_.max_cols};
     }
-    w_.kernels.pack_int8(x, stride, static_cast<int>(n), input_.cols, out);
+    w_.kernels.pack_int8(rows.x, rows.stride, static_cast<int>(n), input_.cols, out);
+    return rows;
   }
 
   Workspace& w_;
   const LinearInput& input_;
+  const LowRankJob& low_;
   bool needed_[2];
   size_t rows_;  // a panel
   bool shared_;
@@ -210,7 +216,7 @@ void linear(Workspace& w, const LinearInput& input, std::initializer_list<Linear
     bytes = std::max(bytes, target.weights->tile_bytes);
   }
   LowRankJob low(w, input);
-  const PackedInput packed(w, input, needed[0], needed[1]);
+  const PackedInput packed(w, input, low, needed[0], needed[1]);
   over_tiles(w, low, packed, n_tiles, bytes, [&](size_t begin, size_t end, int thread) {
     low.expect_next(begin, end, n_tiles);
     size_t first = 0, number = 0;  // the targets' tiles are numbered one after the other
@@ -229,7 +235,7 @@ void linear_gated(Workspace& w, const LinearInput& input, const Matrix& gate, co
   constexpr size_t kCols = Workspace::kOwnTileCols;
   const int gate_kind = kind_of(gate, input), up_kind = kind_of(up, input);
   LowRankJob low(w, input);
-  const PackedInput packed(w, input, gate_kind == 0 || up_kind == 0, gate_kind == 1 || up_kind == 1);
+  const PackedInput packed(w, input, low, gate_kind == 0 || up_kind == 0, gate_kind == 1 || up_kind == 1);
   over_tiles(w, low, packed, gate.n_tiles(), gate.tile_bytes + up.tile_bytes,
              [&](size_t begin, size_t end, int thread) {
                float* gated = own_tile(w, thread, 0);
@@ -257,7 +263,7 @@ void linear_gated(Workspace& w, const LinearInput& input, const Matrix& gate, co
 void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weights, float* const* rows) {
   const int kind = kind_of(weights, input);
   LowRankJob low(w, input);
-  const PackedInput packed(w, input, kind == 0, kind == 1);
+  const PackedInput packed(w, input, low, kind == 0, kind == 1);
   over_tiles(w, low, packed, weights.n_tiles(), weights.tile_bytes, [&](size_t begin, size_t end, int thread) {
     float* result = own_tile(w, thread, 0);
     for (size_t tile = begin; tile < end; ++tile) {

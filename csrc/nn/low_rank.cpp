@@ -52,7 +52,7 @@ void scale(const AdaptedInput& adapted, const float* sums, float* t) {
 }  // namespace
 
 // A part is (piece, chunk of columns, tile of A), so that few rows keep all threads busy too; who is done with the last of a piece adds the
-// chunks up. With many pieces a part is a piece.
+// chunks up.
 LowRankJob::LowRankJob(Workspace& w, const LinearInput& input)
     : w_(w), input_(input), n_chunks_((input.cols + kLowRankChunk - 1) / kLowRankChunk) {
   size_t n_unfinished = 0;
@@ -62,39 +62,36 @@ LowRankJob::LowRankJob(Workspace& w, const LinearInput& input)
     for (const LowRank& low : adapted(piece).targets) has_gains_ |= low.gain != nullptr;
   }
   const size_t n_threads = static_cast<size_t>(w.pool.n_threads());
-  whole_ = input.pieces.size() >= 2 * n_threads;
-  n_parts_ = n_tiles_ == 0 ? 0 : input.pieces.size() * (whole_ ? 1 : n_chunks_ * n_tiles_);
-  n_unfinished_.store(n_unfinished, std::memory_order_relaxed);
+  const size_t n_panels = (input.n_rows + panel_rows() - 1) / panel_rows();
+  by_panels_ = n_tiles_ > 0 && n_panels >= 2 * n_threads && input.cols % kFloatGroupCols == 0;
+  n_parts_ = by_panels_ ? 0 : input.pieces.size() * n_chunks_ * n_tiles_;
+  n_unfinished_.store(by_panels_ ? 0 : n_unfinished, std::memory_order_relaxed);
   if (n_parts_ > 0) std::fill_n(packed_, n_threads, size_t{0});
 }
 
 void LowRankJob::help(int thread) {
   while (next_.load(std::memory_order_relaxed) < n_parts_) {
     const size_t part = next_.fetch_add(1, std::memory_order_relaxed);
-    if (part >= n_parts_) return;
-    if (whole_) {
-      make_whole(part, thread);
-    } else {
-      make_part(part / n_tiles_ / n_chunks_, part / n_tiles_ % n_chunks_, part % n_tiles_, thread);
-    }
+    if (part < n_parts_) make_part(part / n_tiles_ / n_chunks_, part / n_tiles_ % n_chunks_, part % n_tiles_, thread);
   }
 }
 
-void LowRankJob::make_whole(size_t index, int thread) {
-  const Piece& piece = input_.pieces[index];
-  const Matrix& a = adapted(piece).a;
-  if (a.n_tiles() == 0) return;
-  float* t = t_of(piece, 0);
-  for (size_t chunk = 0; chunk < n_chunks_; ++chunk) multiply(index, chunk, 0, a.n_tiles(), t, chunk > 0, thread);
-  for (size_t row = 0; row < piece.n_rows; ++row) scale(adapted(piece), t_of(piece, row), t_of(piece, row));
-  n_unfinished_.fetch_sub(1, std::memory_order_release);
+void LowRankJob::make(size_t first_row, size_t n_rows, const FloatRows& rows) const {
+  for (const Piece& piece : pieces_of(first_row, n_rows)) {
+    const AdaptedInput& stack = adapted(piece);
+    if (stack.a.n_tiles() == 0) continue;
+    const FloatRows x{rows.x + (piece.first_row - first_row) * rows.stride, rows.stride};
+    for (size_t chunk = 0; chunk < n_chunks_; ++chunk)
+      multiply(piece, x, chunk, 0, stack.a.n_tiles(), t_of(piece, 0), chunk > 0);
+    for (size_t row = 0; row < piece.n_rows; ++row) scale(stack, t_of(piece, row), t_of(piece, row));
+  }
 }
 
 void LowRankJob::make_part(size_t index, size_t chunk, size_t tile, int thread) {
   const Piece& piece = input_.pieces[index];
   const size_t n_tiles = adapted(piece).a.n_tiles();
   if (tile >= n_tiles) return;
-  multiply(index, chunk, tile, 1, partial(piece, chunk) + tile * kTile, false, thread);
+  multiply(piece, rows_of(index, thread), chunk, tile, 1, partial(piece, chunk) + tile * kTile, false);
   if (w_.low_rank_done[index].fetch_add(1, std::memory_order_acq_rel) + 1 < n_chunks_ * n_tiles) return;
   w_.low_rank_done[index].store(0, std::memory_order_relaxed);
   for (size_t row = 0; row < piece.n_rows; ++row) {
@@ -109,12 +106,10 @@ void LowRankJob::make_part(size_t index, size_t chunk, size_t tile, int thread) 
 }
 
 // out (rows of the piece, low_rank) = or += A x of one chunk, of n_tiles tiles of A.
-void LowRankJob::multiply(size_t index, size_t chunk, size_t tile, size_t n_tiles, float* out, bool accumulate,
-                          int thread) {
-  const Piece& piece = input_.pieces[index];
+void LowRankJob::multiply(const Piece& piece, const FloatRows& rows, size_t chunk, size_t tile, size_t n_tiles,
+                          float* out, bool accumulate) const {
   const Matrix& a = adapted(piece).a;
   const size_t groups_before = chunk * kLowRankChunk / kFloatGroupCols;
-  const Rows rows = rows_of(index, thread);
   const MatmulArgs args{a.tiles + tile * a.tile_bytes + groups_before * (a.tile_bytes / a.n_groups),
                         n_tiles,
                         a.tile_bytes,
@@ -129,7 +124,7 @@ void LowRankJob::multiply(size_t index, size_t chunk, size_t tile, size_t n_tile
 }
 
 // The rows of a piece, normed if the input is, and in whole groups: as they are, or in this thread's float panel.
-LowRankJob::Rows LowRankJob::rows_of(size_t index, int thread) {
+FloatRows LowRankJob::rows_of(size_t index, int thread) {
   const Piece& piece = input_.pieces[index];
   if (input_.norm == nullptr && input_.cols % kFloatGroupCols == 0)
     return {input_.x + piece.first_row * input_.stride, input_.stride};
@@ -142,7 +137,7 @@ LowRankJob::Rows LowRankJob::rows_of(size_t index, int thread) {
 }
 
 std::span<const Piece> LowRankJob::pieces_of(size_t first_row, size_t n_rows) const {
-  return pieces_in(input_.pieces, static_cast<size_t>(w_.kernels.panel_rows), first_row, n_rows);
+  return pieces_in(input_.pieces, panel_rows(), first_row, n_rows);
 }
 
 // A x of one chunk: (rows of the piece, low_rank).

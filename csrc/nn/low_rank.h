@@ -1,6 +1,7 @@
-// What stacks of adapters add to the products of a step, within the job of the base's product: before its first tiles a thread helps
-// to make t = scale ⊙ (A x); after each run of tiles it adds B t to them. Rows without adapters are not touched. The bits of a row
-// depend neither on the rows beside it nor on the number of threads: columns of A are cut at fixed places and summed in order.
+// What stacks of adapters add to the products of a step, within the jobs of the base's product: t = scale ⊙ (A x) is made as rows are
+// packed or, where they are few, by all threads before their first tiles; after each run of tiles B t is added to them. Rows without
+// adapters are not touched. The bits of a row depend neither on the rows beside it nor on the number of threads: columns of A are cut at
+// fixed places and summed in order.
 #pragma once
 
 #include <atomic>
@@ -23,6 +24,12 @@ struct AdaptedTiles {
   size_t stride;
 };
 
+// (rows, stride)
+struct FloatRows {
+  const float* x;
+  size_t stride;
+};
+
 // The adapters' part of one job.
 class LowRankJob {
  public:
@@ -30,7 +37,11 @@ class LowRankJob {
   LowRankJob(const LowRankJob&) = delete;
   LowRankJob& operator=(const LowRankJob&) = delete;
 
-  // To be called by a thread before its first tiles: makes parts of t until all are taken. Uses the thread's own rows and panels.
+  // Whether t is made panel by panel, by who packs them: where there are many.
+  bool by_panels() const { return by_panels_; }
+  // t of the rows of one panel, which stand at `rows`, normed if the input is.
+  void make(size_t first_row, size_t n_rows, const FloatRows& rows) const;
+  // Else: to be called by a thread before its first tiles; makes parts of t until all are taken. Uses the thread's own rows and panels.
   void help(int thread);
 
   // Whether rows are so few that a step waits for weights, and A and B are asked for ahead: they are too short for the processor to see
@@ -49,17 +60,12 @@ class LowRankJob {
   void add(const AdaptedTiles& tiles) const;
 
  private:
-  // A float panel.
-  struct Rows {
-    const float* x;
-    size_t stride;
-  };
-
+  size_t panel_rows() const { return static_cast<size_t>(w_.kernels.panel_rows); }
   const AdaptedInput& adapted(const Piece& piece) const { return piece.adapters->inputs[input_.number]; }
-  void make_whole(size_t index, int thread);
   void make_part(size_t index, size_t chunk, size_t tile, int thread);
-  void multiply(size_t index, size_t chunk, size_t tile, size_t n_tiles, float* out, bool accumulate, int thread);
-  Rows rows_of(size_t index, int thread);
+  void multiply(const Piece& piece, const FloatRows& rows, size_t chunk, size_t tile, size_t n_tiles, float* out,
+                bool accumulate) const;
+  FloatRows rows_of(size_t index, int thread);
   std::span<const Piece> pieces_of(size_t first_row, size_t n_rows) const;
   float* partial(const Piece& piece, size_t chunk) const;
   float* t_of(const Piece& piece, size_t row) const;
@@ -71,7 +77,7 @@ class LowRankJob {
   size_t n_tiles_ = 0;  // of the largest A
   size_t n_parts_;
   bool has_gains_ = false;
-  bool whole_;                              // a part is a piece
+  bool by_panels_;
   size_t packed_[ThreadPool::kMaxThreads];  // 1 + the piece whose panel a thread holds; set where there are parts
   std::atomic<size_t> next_{0};             // part to be taken
   std::atomic<size_t> n_unfinished_{0};     // pieces without t
