@@ -67,11 +67,7 @@ class PackedInput {
   // Returns the rows as they went into the panel.
   FloatRows pack(int kind, size_t panel, uint8_t* out, int thread) const {
     const size_t first = first_row(panel), n = static_cast<size_t>(rows_of(panel));
-    if (kind == 1) {
-      const FloatRows rows{reinterpret_cast<const float*>(out), row_bytes(1) / sizeof(float)};
-      for (size_t r = 0; r < n; ++r) float_row(w_, input_, first + r, reinterpret_cast<float*>(out + r * row_bytes(1)));
-      return rows;
-    }
+    if (kind == 1) return pack_floats(w_, input_, first, n, out);
     FloatRows rows{input_.x + first * input_.stride, input_.stride};
     if (input_.norm != nullptr) {
       float* normed = w_.own_rows + static_cast<size_t>(thread) * kMaxPanelRows * w_.max_cols;
@@ -121,7 +117,7 @@ void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weigh
                         weights.tile_bytes,
                         weights.n_groups,
                         packed.panel(kind, panel, thread),
-                        w.row_bytes[1] / sizeof(float),
+                        w.float_stride(),
                         packed.rows_of(panel),
                         out,
                         stride,
@@ -197,14 +193,19 @@ size_t gated_tiles(size_t n_panels, size_t tile_bytes) {
 
 }  // namespace
 
-void float_row(const Workspace& w, const LinearInput& input, size_t row, float* out) {
-  const float* x = input.x + row * input.stride;
-  if (input.norm != nullptr) {
-    w.kernels.rms_norm(x, input.norm, input.eps, input.cols, out);
-  } else {
-    std::copy_n(x, input.cols, out);
+FloatRows pack_floats(const Workspace& w, const LinearInput& input, size_t first_row, size_t n_rows, uint8_t* out) {
+  float* rows = reinterpret_cast<float*>(out);
+  for (size_t r = 0; r < n_rows; ++r) {
+    const float* x = input.x + (first_row + r) * input.stride;
+    float* row = rows + r * w.float_stride();
+    if (input.norm != nullptr) {
+      w.kernels.rms_norm(x, input.norm, input.eps, input.cols, row);
+    } else {
+      std::copy_n(x, input.cols, row);
+    }
+    std::fill(row + input.cols, row + round_up(input.cols, kPanelCols), 0.0f);
   }
-  std::fill(out + input.cols, out + round_up(input.cols, kPanelCols), 0.0f);
+  return {rows, w.float_stride()};
 }
 
 void linear(Workspace& w, const LinearInput& input, std::initializer_list<LinearTarget> targets) {

@@ -33,8 +33,15 @@ struct LinearTarget {
   const float* bias = nullptr;  // (rows of the weights) or nullptr
 };
 
-// One row of an input as a row of a float panel: normed if the input is, padded with zeros to whole groups of any format.
-void float_row(const Workspace& workspace, const LinearInput& input, size_t row, float* out);
+// (rows, stride)
+struct FloatRows {
+  const float* x;
+  size_t stride;
+};
+
+// n_rows rows of an input as the float panel `out`: normed if the input is, padded with zeros to whole groups of any format.
+FloatRows pack_floats(const Workspace& workspace, const LinearInput& input, size_t first_row, size_t n_rows,
+                      uint8_t* out);
 
 // Several products of the same input as one job.
 void linear(Workspace& workspace, const LinearInput& input, std::initializer_list<LinearTarget> targets);

@@ -8,17 +8,6 @@
 namespace pyinfer {
 namespace {
 
-// The pieces among rows [first_row, first_row + n_rows), which begin a panel.
-std::span<const Piece> pieces_in(std::span<const Piece> pieces, size_t panel_rows, size_t first_row, size_t n_rows) {
-  const auto starts_before = [](size_t row) { return [row](const Piece& piece) { return piece.first_row < row; }; };
-  const size_t i = first_row / panel_rows;  // most often every panel is one piece
-  if (i < pieces.size() && pieces[i].first_row == first_row &&
-      (i + 1 == pieces.size() || pieces[i + 1].first_row >= first_row + n_rows))
-    return pieces.subspan(i, 1);
-  const auto from = std::partition_point(pieces.begin(), pieces.end(), starts_before(first_row));
-  return {from, std::partition_point(from, pieces.end(), starts_before(first_row + n_rows))};
-}
-
 Matmul matmul_of(const Workspace& w, const Matrix& matrix) {
   return w.kernels.matmul_f32[static_cast<size_t>(matrix.format)];
 }
@@ -128,16 +117,23 @@ FloatRows LowRankJob::rows_of(size_t index, int thread) {
   const Piece& piece = input_.pieces[index];
   if (input_.norm == nullptr && input_.cols % kFloatGroupCols == 0)
     return {input_.x + piece.first_row * input_.stride, input_.stride};
-  const size_t stride = w_.row_bytes[1] / sizeof(float), at = static_cast<size_t>(thread);
-  float* own = reinterpret_cast<float*>(w_.own_panels[1]) + at * kMaxPanelRows * stride;
-  for (size_t r = 0; packed_[at] != index + 1 && r < piece.n_rows; ++r)
-    float_row(w_, input_, piece.first_row + r, own + r * stride);
+  const auto at = static_cast<size_t>(thread);
+  uint8_t* own = w_.own_panels[1] + at * kMaxPanelRows * w_.row_bytes[1];
+  if (packed_[at] == index + 1) return {reinterpret_cast<const float*>(own), w_.float_stride()};
   packed_[at] = index + 1;
-  return {own, stride};
+  return pack_floats(w_, input_, piece.first_row, piece.n_rows, own);
 }
 
+// The pieces among rows [first_row, first_row + n_rows), which begin a panel.
 std::span<const Piece> LowRankJob::pieces_of(size_t first_row, size_t n_rows) const {
-  return pieces_in(input_.pieces, panel_rows(), first_row, n_rows);
+  const std::span<const Piece> pieces = input_.pieces;
+  const size_t i = first_row / panel_rows();  // most often every panel is one piece
+  if (i < pieces.size() && pieces[i].first_row == first_row &&
+      (i + 1 == pieces.size() || pieces[i + 1].first_row >= first_row + n_rows))
+    return pieces.subspan(i, 1);
+  const auto starts_before = [](size_t row) { return [row](const Piece& piece) { return piece.first_row < row; }; };
+  const auto from = std::partition_point(pieces.begin(), pieces.end(), starts_before(first_row));
+  return {from, std::partition_point(from, pieces.end(), starts_before(first_row + n_rows))};
 }
 
 // A x of one chunk: (rows of the piece, low_rank).

@@ -24,12 +24,6 @@ struct AdaptedTiles {
   size_t stride;
 };
 
-// (rows, stride)
-struct FloatRows {
-  const float* x;
-  size_t stride;
-};
-
 // The adapters' part of one job.
 class LowRankJob {
  public:

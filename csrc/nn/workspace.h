@@ -89,6 +89,8 @@ struct Workspace {
   std::atomic<uint32_t>* low_rank_done;  // (max_rows) parts done of each piece's t
 
   size_t bytes() const { return memory_.size(); }
+  // Floats from one row of a float panel to the next.
+  size_t float_stride() const { return row_bytes[1] / sizeof(float); }
   static constexpr size_t kOwnTileCols = 128;
 
  private:
