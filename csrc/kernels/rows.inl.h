@@ -58,15 +58,22 @@ struct SixteenSums {
 // Below this 127 / max|x| would overflow: such a block is as good as zero.
 constexpr float kLeastMagnitude = 1e-36f;
 
+// max|x| over n values, in whole vectors; NaN if one is not finite. The bits of absolute values are integers in the same order, with
+// infinity and NaN above all others.
+inline float largest_magnitude(const float* x, int n) {
+  constexpr int32_t kInfinity = 0x7f800000;
+  I largest = i_set(0);
+  for (int i = 0; i < n; i += kLanes) largest = i_max(largest, i_and(i_load(x + i), i_set(0x7fffffff)));
+  const int32_t bits = i_hmax(largest);
+  float magnitude;
+  memcpy(&magnitude, &bits, sizeof magnitude);
+  return bits < kInfinity ? magnitude : NAN;
+}
+
 // Quantises one block of 32 values: q = round(x · 127 / max|x|). A block with a value that is not finite gets the scale NaN, so that
-// it shows in the result; `bad` is 0 or NaN, and needed since f_max forgets NaN. sums: Σq over all and over the last 16.
+// it shows in the result. sums: Σq over all and over the last 16.
 inline void quantize_block(const float* x, int8_t* q, float* scale, int32_t (&sums)[2]) {
-  F largest = f_zero(), bad = f_zero();
-  for (int i = 0; i < kBlock; i += kLanes) {
-    largest = f_max(largest, f_abs(f_load(x + i)));
-    bad = f_fma(f_load(x + i), f_zero(), bad);
-  }
-  const float magnitude = f_hmax(largest) + f_sum(bad);
+  const float magnitude = largest_magnitude(x, kBlock);
   *scale = magnitude / 127.0f;
   sums[0] = sums[1] = 0;
   if (!(magnitude >= kLeastMagnitude)) {
@@ -204,12 +211,7 @@ void store_kv_f16(const float* k, const float* v, int head_dim, int v_stride, in
 inline float to_bytes(const float* x, int n, int8_t* out) {
   float padded[(int)kMaxHeadDim + (int)kLanes] = {};
   memcpy(padded, x, (size_t)n * sizeof(float));
-  F largest = f_zero(), bad = f_zero();
-  for (int i = 0; i < n; i += kLanes) {
-    largest = f_max(largest, f_abs(f_load(padded + i)));
-    bad = f_fma(f_load(padded + i), f_zero(), bad);
-  }
-  const float magnitude = f_hmax(largest) + f_sum(bad);
+  const float magnitude = largest_magnitude(padded, n);
   const float inverse = magnitude >= kLeastMagnitude ? 127.0f / magnitude : 0.0f;
   int8_t bytes[(int)kMaxHeadDim + (int)kLanes];
   for (int i = 0; i < n; i += kLanes) i_store_bytes(bytes + i, f_round(f_mul(f_load(padded + i), f_set(inverse))));

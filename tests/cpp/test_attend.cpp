@@ -102,7 +102,7 @@ struct Cache {
 TEST(attend, matches_softmax) {
   on_every_isa([](const Kernels& kernels) {
     Random random(12);
-    for (const std::size_t head_dim : {2, 8, 48, 64, 80, 128}) {
+    for (const std::size_t head_dim : {2, 8, 48, 64, 80, 128, 300, 1024}) {
       for (const std::size_t first : {0, 1, 62, 63, 64, 65, 127, 200}) {
         const std::size_t n_rows = 1 + random.below(5), n_heads = 1 + random.below(7),
                           row_stride = n_heads * head_dim + 3;

@@ -7,7 +7,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 16, kPanelRows = 12, kFloatRows = 6, kDepth = 4, kQueries = 12, kRegisters = 32 };
+enum { kLanes = 16, kPanelRows = 12, kFloatRows = 6, kDepth = 4, kQueries = 24, kBroadcasts = 1, kRegisters = 32 };
 
 typedef __m512 F;   // kLanes floats
 typedef __m512i I;  // kLanes int32
@@ -25,7 +25,6 @@ inline F f_fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }  // a · b + 
 // The second where one is NaN.
 inline F f_max(F a, F b) { return _mm512_max_ps(a, b); }
 inline F f_min(F a, F b) { return _mm512_min_ps(a, b); }
-inline F f_abs(F a) { return _mm512_abs_ps(a); }
 // Half onto half, until one is left.
 inline float f_sum(F a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
@@ -57,7 +56,14 @@ inline I i_load(const void* p) { return _mm512_loadu_si512(p); }
 inline I i_sub(I a, I b) { return _mm512_sub_epi32(a, b); }
 inline I i_load_bytes(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 inline I i_load_signed_bytes(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
-inline int32_t i_sum(I a) { return _mm512_reduce_add_epi32(a); }
+inline I i_max(I a, I b) { return _mm512_max_epi32(a, b); }
+inline int32_t i_hmax(I a) { return _mm512_reduce_max_epi32(a); }
+// Of lanes within −128…127, as unsigned bytes: +128 each, taken back from the sum.
+inline int32_t i_sum(I a) {
+  const __m128i bytes = _mm_xor_si128(_mm512_cvtepi32_epi8(a), _mm_set1_epi8((char)0x80));
+  const __m128i eights = _mm_sad_epu8(bytes, _mm_setzero_si128());
+  return _mm_cvtsi128_si32(_mm_add_epi32(eights, _mm_unpackhi_epi64(eights, eights))) - 128 * kLanes;
+}
 inline void i_store_bytes(int8_t* p, I a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a)); }
 
 inline B b_load(const void* p) { return _mm512_loadu_si512(p); }

@@ -13,7 +13,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 4, kQueries = 6, kRegisters = 32 };
+enum { kLanes = 4, kQueries = 6, kBroadcasts = 0, kRegisters = 32 };
 
 typedef float32x4_t F;  // kLanes floats
 typedef int32x4_t I;    // kLanes int32
@@ -31,7 +31,6 @@ inline F f_fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }  // a · b + c
 // NaN where one is NaN.
 inline F f_max(F a, F b) { return vmaxq_f32(a, b); }
 inline F f_min(F a, F b) { return vminq_f32(a, b); }
-inline F f_abs(F a) { return vabsq_f32(a); }
 // Half onto half, until one is left.
 inline float f_sum(F a) { return vpadds_f32(vadd_f32(vget_low_f32(a), vget_high_f32(a))); }
 inline float f_hmax(F a) { return vmaxvq_f32(a); }
@@ -67,6 +66,8 @@ inline I i_load_bytes(const uint8_t* p) {
 inline I i_load_signed_bytes(const int8_t* p) {
   return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(four_bytes(p)))));
 }
+inline I i_max(I a, I b) { return vmaxq_s32(a, b); }
+inline int32_t i_hmax(I a) { return vmaxvq_s32(a); }
 inline int32_t i_sum(I a) { return vaddvq_s32(a); }
 // The low byte of each lane.
 inline void i_store_bytes(int8_t* p, I a) {

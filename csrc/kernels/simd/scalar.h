@@ -10,7 +10,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 4, kPanelRows = 4, kFloatRows = 4, kDepth = 4, kQueries = 2, kRegisters = 16 };
+enum { kLanes = 4, kPanelRows = 4, kFloatRows = 4, kDepth = 4, kQueries = 2, kBroadcasts = 0, kRegisters = 16 };
 
 struct F {
   float v[kLanes];
@@ -89,9 +89,6 @@ inline F f_max(F a, F b) {
 inline F f_min(F a, F b) {
   return each<F>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
-inline F f_abs(F a) {
-  return each<F>([&](int i) { return fabsf(a.v[i]); });
-}
 // Half onto half, until one is left.
 inline float f_sum(F a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 inline float f_hmax(F a) {
@@ -154,6 +151,13 @@ inline I i_load_bytes(const uint8_t* p) {
 }
 inline I i_load_signed_bytes(const int8_t* p) {
   return each<I>([=](int i) { return (int32_t)p[i]; });
+}
+inline I i_max(I a, I b) {
+  return each<I>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline int32_t i_hmax(I a) {
+  const I pairs = i_max(a, {{a.v[2], a.v[3], a.v[0], a.v[1]}});
+  return pairs.v[0] > pairs.v[1] ? pairs.v[0] : pairs.v[1];
 }
 inline int32_t i_sum(I a) { return a.v[0] + a.v[1] + a.v[2] + a.v[3]; }
 inline void i_store_bytes(int8_t* p, I a) {

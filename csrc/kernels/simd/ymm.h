@@ -11,7 +11,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 8, kPanelRows = 6, kFloatRows = 4, kDepth = 4, kQueries = 6, kRegisters = 16 };
+enum { kLanes = 8, kPanelRows = 6, kFloatRows = 4, kDepth = 4, kQueries = 6, kBroadcasts = 0, kRegisters = 16 };
 
 typedef __m256 F;   // kLanes floats
 typedef __m256i I;  // kLanes int32
@@ -29,7 +29,6 @@ inline F f_fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }  // a · b + 
 // The second where one is NaN.
 inline F f_max(F a, F b) { return _mm256_max_ps(a, b); }
 inline F f_min(F a, F b) { return _mm256_min_ps(a, b); }
-inline F f_abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 // Half onto half, until one is left.
 inline float f_sum(F a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -64,6 +63,12 @@ inline I i_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline I i_sub(I a, I b) { return _mm256_sub_epi32(a, b); }
 inline I i_load_bytes(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 inline I i_load_signed_bytes(const int8_t* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+inline I i_max(I a, I b) { return _mm256_max_epi32(a, b); }
+inline int32_t i_hmax(I a) {
+  __m128i s = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+  s = _mm_max_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
 inline int32_t i_sum(I a) {
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
