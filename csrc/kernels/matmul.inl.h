@@ -211,17 +211,28 @@ constexpr int kSumsAtOnce = is_float_format<Format> && R * S <= 2 ? 4 / (R * S) 
 template <int R, int S, int T>
 constexpr int kParities = 2 * R * S * T + 2 * S + 1 <= kRegisters ? 2 : 1;
 
+// With few rows the float kernels wait for weights, too, and read them from several places in turn, which the processor does not foresee: they
+// ask for what lies so far ahead, also past the end of a tile (of B it is the thread's next tiles).
+template <class Format, int R>
+constexpr bool kFetchesFloats = R <= 4 && is_float_format<Format>;
+constexpr size_t kFloatBytesAhead = 8192;
+
 // The sums over columns first, first + 2 … of n_cols, from each of T places, where the first row of the panel stands at x[t]; of P = 2 also over
 // the columns between them.
 template <class Format, int R, int S, int T, int P>
 PYINFER_INLINE void f32_pass(const typename Format::Group* const (&groups)[T], size_t n_cols, int first_strip,
                              const float* const (&x)[T], size_t stride, size_t first, F (&sums)[P][T][S][R]) {
+  constexpr size_t kColumnBytes = sizeof **groups / Format::kGroupCols;
   PYINFER_UNROLL
   for (int i = 0; i < P * T * S * R; ++i) sums[i / (T * S * R)][i / (S * R) % T][i / R % S][i % R] = f_zero();
   for (size_t c = first; c < n_cols; c += 2) {
     PYINFER_UNROLL
     for (int i = 0; i < P * T; ++i) {
       const int p = i / T, t = i % T;
+      if constexpr (kFetchesFloats<Format, R>) {
+        if (p == 0 || kColumnBytes >= kCacheLine)
+          __builtin_prefetch((const uint8_t*)groups[t] + c * kColumnBytes + kFloatBytesAhead, 0, 2);
+      }
       F w[S];
       PYINFER_UNROLL
       for (int s = 0; s < S; ++s) w[s] = column_values<Format>(groups[t], first_strip + s, c + (size_t)p);
