@@ -36,6 +36,9 @@ constexpr int kRoundFloats = kQueries * 256 > kMaxHeadDim ? kQueries * 256 : kMa
 // What each query has one of stands in whole vectors.
 constexpr int kRoundLanes = (kQueries + kLanes - 1) / kLanes * kLanes;
 
+// n, or as much of it as stands together: positions of a page, dimensions in Queries::q.
+inline int within_page(int n) { return n < kPagePositions ? n : kPagePositions; }
+
 // The state of the queries of a round on their way through the pages.
 struct Queries {
   int n;                 // queries in use
@@ -144,35 +147,34 @@ inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
   const auto* v = (const typename Kv::Value*)(args.pages[page] + args.v_offset);
   int n_valid[kQueries], n_masked[kQueries], longest = 0;
   for (int i = 0; i < queries.n; ++i) {
-    const int n = queries.n_seen[i] - start;
-    n_valid[i] = n < 0 ? 0 : n > kPagePositions ? kPagePositions : n;
+    const int n = within_page(queries.n_seen[i] - start);
+    n_valid[i] = n < 0 ? 0 : n;
     n_masked[i] = queries.first[i] - start;
     longest = n_valid[i] > longest ? n_valid[i] : longest;
   }
 
   memset(queries.s, 0, (size_t)queries.n * sizeof queries.s[0]);
   for (int d = 0; d < args.head_dim; d += kPagePositions) {
-    const int n = args.head_dim - d < kPagePositions ? args.head_dim - d : kPagePositions;
-    multiply_add_queries<Kv>(queries.n, queries.q + d * queries.n, n, k + d * kPagePositions, kPagePositions, longest,
-                             queries.s[0], kPagePositions);
+    multiply_add_queries<Kv>(queries.n, queries.q + d * queries.n, within_page(args.head_dim - d),
+                             k + d * kPagePositions, kPagePositions, longest, queries.s[0], kPagePositions);
   }
 
-  float m[kRoundLanes], sums[kRoundLanes] = {}, factors[kRoundLanes];
-  memcpy(m, queries.m, sizeof m);
+  float before[kRoundLanes], sums[kRoundLanes] = {}, factors[kRoundLanes];
+  memcpy(before, queries.m, sizeof before);
   for (int i = 0; i < queries.n; ++i) {
     if (n_masked[i] >= kPagePositions) continue;
     if constexpr (Kv::kScaled) scale_positions(queries.s[i], (const float*)(k + args.head_dim * kPagePositions));
     if (args.softcap > 0.0f) soft_cap(queries.s[i], kPagePositions, args.softcap);
-    m[i] = mask(queries.s[i], n_masked[i], n_valid[i], m[i]);
+    queries.m[i] = mask(queries.s[i], n_masked[i], n_valid[i], queries.m[i]);
   }
-  for (int i = 0; i < queries.n; i += kLanes) f_store(factors + i, f_exp(f_sub(f_load(queries.m + i), f_load(m + i))));
-  memcpy(queries.m, m, sizeof m);
+  for (int i = 0; i < queries.n; i += kLanes)
+    f_store(factors + i, f_exp(f_sub(f_load(before + i), f_load(queries.m + i))));
   for (int i = 0; i < queries.n; ++i) {
     if (n_masked[i] >= kPagePositions) {
       memset(queries.s[i], 0, sizeof queries.s[i]);
       continue;
     }
-    sums[i] = soften(queries.s[i], m[i]);
+    sums[i] = soften(queries.s[i], queries.m[i]);
     if constexpr (Kv::kScaled) scale_positions(queries.s[i], (const float*)(v + args.v_stride * kPagePositions));
     scale_row(queries.o + i * args.v_stride, args.v_stride, factors[i]);
   }
@@ -203,8 +205,8 @@ void attend(const AttendArgs& args) {
       const int row = (first + i) / args.n_heads, head = (first + i) % args.n_heads;
       const float* q = args.q + (size_t)row * args.q_stride + (size_t)(head * args.head_dim);
       for (int d = 0; d < args.head_dim; d += kPagePositions) {
-        const int n = args.head_dim - d < kPagePositions ? args.head_dim - d : kPagePositions;
-        memcpy(queries.q + d * queries.n + i * kPagePositions, q + d, (size_t)n * sizeof(float));
+        const size_t bytes = (size_t)within_page(args.head_dim - d) * sizeof(float);
+        memcpy(queries.q + d * queries.n + i * kPagePositions, q + d, bytes);
       }
       n_seen = queries.n_seen[i] = args.first_position + row + 1;
       queries.first[i] = args.window > 0 && n_seen > args.window ? n_seen - args.window : 0;
