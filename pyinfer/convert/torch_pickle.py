@@ -361,7 +361,8 @@ class _Archive:
 def _tensors(archive: _Archive, path: Path) -> dict[str, RawTensor]:
     try:
         found = _Machine(archive.storage).run(archive.read(f"{archive.folder}data.pkl", MAX_PICKLE))
-    except ValueError as error:  # of pickletools too: an unknown operation, a pickle that is cut
+    # Of pickletools too: an unknown operation, a pickle that is cut. And what Python warns of, where that is an error.
+    except (ValueError, DeprecationWarning) as error:
         if isinstance(error, PyinferError):
             raise
         raise ModelFileError(f"expected a pickle of tensors, found a broken one: {error}"[:200]) from None
