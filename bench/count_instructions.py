@@ -87,7 +87,9 @@ def model_line(emulator: Emulator, program: Path, isa: str, model: Path) -> str:
     tokens = [str(token) for token in golden["ids"][:PROMPT]]
 
     def counted(n_tokens: int, n_greedy: int) -> Counter[str]:
-        return emulator.count(isa, str(program), str(model), "int8", "", str(n_greedy), *tokens[:n_tokens])[0]
+        return emulator.count(
+            isa, str(program), str(model), "int8", "f16", "", str(n_greedy), *tokens[:n_tokens]
+        )[0]
 
     one, prompt, decoded = counted(1, 0), counted(PROMPT, 0), counted(PROMPT, DECODED)
     cells = [isa]

@@ -13,6 +13,8 @@ FORMATS: tuple[str, ...]
 SOURCES: dict[str, tuple[int, int]]
 """Source block types that `repack` reads, by their GGUF name: (values a block, bytes a block)."""
 
+Kv = Literal["auto", "f16", "i16", "q8"]
+
 class SpecDict(TypedDict):
     n_layers: int
     dim: int
@@ -76,6 +78,11 @@ def isas() -> list[tuple[str, bool]]:
 def active_isa() -> str:
     """The one in use: the best that runs here, or what PYINFER_ISA named when the module was imported."""
 
+def usual_kv(activations: Literal["int8", "f32"] = "int8") -> Literal["f16", "i16"]:
+    """How sessions keep keys and values unless told otherwise: what this CPU is faster with, and halves with float
+    activations.
+    """
+
 def default_threads() -> int:
     """Physical cores within the affinity mask and the cgroup's quota; at least 1."""
 
@@ -135,7 +142,7 @@ class Engine:
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
-    def memory(self, context: int, kv: Literal["f16", "q8"] = "f16") -> MemoryDict:
+    def memory(self, context: int, kv: Kv = "auto") -> MemoryDict:
         """Bytes needed for one session of this context."""
     def prefetch(self) -> None:
         """Has the system read the weights ahead, in the background; with huge pages `on` copies them now."""
@@ -187,7 +194,7 @@ class AdapterSet:
 class Session:
     """One timeline of tokens with its KV cache. Not to be stepped by two threads at once (raises RequestError)."""
 
-    def __init__(self, engine: Engine, context: int, kv: Literal["f16", "q8"] = "f16") -> None: ...
+    def __init__(self, engine: Engine, context: int, kv: Kv = "auto") -> None: ...
     @property
     def position(self) -> int:
         """Tokens held in the cache."""

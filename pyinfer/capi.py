@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 from pyinfer import errors
 
 if TYPE_CHECKING:
-    from pyinfer._core import AdapterModule, MemoryDict, ReplacedTensor
+    from pyinfer._core import AdapterModule, Kv, MemoryDict, ReplacedTensor
 
 __all__ = ["AdapterSet", "Library", "Model", "Sampler", "Session", "declarations", "library"]
 
 Rows = Literal["none", "last", "all"]
 _WANTED = {"none": 0, "last": 1, "all": 2}
-_KV = {"f16": 0, "q8": 1}
+_KV = {"auto": 3, "f16": 0, "i16": 2, "q8": 1}
 _ACTIVATIONS = {"int8": 0, "f32": 1}
 _HUGE_PAGES = {"auto": 0, "on": 1, "off": 2}
 _TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
@@ -220,7 +220,7 @@ class Model(_Handle):
         threads: int = 0,
         activations: Literal["int8", "f32"] = "int8",
         context_limit: int = 0,
-        kv: Literal["f16", "q8"] = "f16",
+        kv: Kv = "auto",
         prefetch: bool = True,
         huge_pages: Literal["auto", "on", "off"] = "auto",
     ) -> None:
@@ -280,7 +280,7 @@ class Model(_Handle):
         index = self._of.held("uint64_t", "tensor", tensor, f"0 to {self._info().n_tensors - 1}")
         return self._of.number("pyi_model_verify", "int32_t", self.handle, index) == 1
 
-    def memory(self, context: int, kv: Literal["f16", "q8"] = "f16") -> MemoryDict:
+    def memory(self, context: int, kv: Kv = "auto") -> MemoryDict:
         """Bytes needed with one session of this context."""
         arguments = (self.handle, self._of.held("uint64_t", "context", context), _chosen("kv", kv, _KV))
         needs = self._of.filled("pyi_model_get_memory", "pyi_memory", *arguments)
@@ -299,7 +299,7 @@ class Model(_Handle):
         self._of.check(getattr(self._of.lib, call)(self.handle, data, size))
         return bytes(self._of.ffi.buffer(data[0], size[0]))
 
-    def session(self, context: int = 0, kv: Literal["f16", "q8"] | None = None) -> Session:
+    def session(self, context: int = 0, kv: Kv | None = None) -> Session:
         """A session that holds nothing yet; 0 and None: as the model was opened."""
         return Session(self, context, kv)
 
@@ -389,7 +389,7 @@ class Session(_Handle):
 
     _closer = "pyi_session_close"
 
-    def __init__(self, model: Model, context: int = 0, kv: Literal["f16", "q8"] | None = None) -> None:
+    def __init__(self, model: Model, context: int = 0, kv: Kv | None = None) -> None:
         """Opens a session; 0 and None: as the model was opened."""
         of = model._of
         chosen = -1 if kv is None else _chosen("kv", kv, _KV)

@@ -33,12 +33,12 @@ from pyinfer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from pyinfer._core import Kv
     from pyinfer.adapters import Adapter, AdapterLike, Adapters
 
 __all__ = ["Model", "load"]
 
 Activations: TypeAlias = Literal["int8", "f32"]
-Kv: TypeAlias = Literal["f16", "q8"]
 HugePages: TypeAlias = Literal["auto", "on", "off"]
 Context: TypeAlias = int | Literal["fit"] | None
 DEFAULT_CONTEXT = 4096
@@ -54,7 +54,7 @@ def load(
     threads: int | None = None,
     context: Context = None,
     activations: Activations | None = None,
-    kv: Kv = "f16",
+    kv: Kv = "auto",
     huge_pages: HugePages = "auto",
     format: str | None = None,
     adapters: Adapters = (),
@@ -71,7 +71,9 @@ def load(
             same, but no more than 4096, since memory for the KV cache grows with it. `fit`: as None, or less where
             less fits into the memory that is free.
         activations: `int8` (fast) or `f32` (a slow reference). None: what PYINFER_ACTIVATIONS says, or int8.
-        kv: How keys and values are kept: `f16`, or `q8` in half the memory, at a small cost in quality.
+        kv: How keys and values are kept: `f16` as halves, `i16` as 16-bit integers with a scale a position and head
+            (3 % more memory), `q8` as bytes in half the memory, at a small cost in quality. `auto`: `i16` where the
+            processor is faster with them (AVX-512 VNNI) and activations are `int8`, else `f16`.
         huge_pages: Pages of 2 MiB for the weights, which are read faster than pages of 4 KiB. `auto`: where the
             system's cache of the file has them, as it does on Linux for files that pyinfer wrote. `on`: in a private
             copy of the file, made while loading; Linux only. `off`: none are asked for.
@@ -97,8 +99,8 @@ def load(
     _require_whole("threads", threads, 1, MOST_THREADS)
     _require_whole("context", None if context == "fit" else context, 1)
     chosen = chosen_activations(activations)
-    if kv not in ("f16", "q8"):
-        raise RequestError(f"kv: expected f16 or q8, found {kv!r}")
+    if kv not in ("auto", "f16", "i16", "q8"):
+        raise RequestError(f"kv: expected auto, f16, i16 or q8, found {kv!r}")
     if huge_pages not in ("auto", "on", "off"):
         raise RequestError(f"huge_pages: expected auto, on or off, found {huge_pages!r}")
     if format is not None:
@@ -146,7 +148,7 @@ class Model(Answering):
         threads: int | None,
         context: Context,
         activations: Activations,
-        kv: Kv = "f16",
+        kv: Kv = "auto",
         huge_pages: HugePages = "auto",
         format: str | None = None,
     ) -> None:
@@ -159,13 +161,14 @@ class Model(Answering):
         """Name, licence, chat template, special tokens and where the model came from."""
         self.tokenizer = Tokenizer.open(file)
         self.activations = activations
-        self.kv = kv
+        self.kv: Kv = _core.usual_kv(activations) if kv == "auto" else kv
+        """How keys and values are kept: `f16`, `i16` or `q8`."""
         self.format = format
         """The prompt format that chats use unless they name one; None: the model's own."""
         self._chats: dict[str | None, ChatFormat] = {}
         engine = _core.Engine(file, threads or 0, activations, prefetch=False)
         self._engine: _core.Engine | None = engine
-        self.context = _fitting(context, self.spec["context"], engine, kv, self.name)
+        self.context = _fitting(context, self.spec["context"], engine, self.kv, self.name)
         """Tokens that prompt and answer may have together."""
         engine.prefetch()
         self.shelf = Shelf(file, self._engine, self.metadata.architecture)

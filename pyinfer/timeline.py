@@ -12,12 +12,15 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyinfer import _core
+
+if TYPE_CHECKING:
+    from pyinfer._core import Kv
 from pyinfer.errors import Cancelled, ContextFullError, RequestError
 
 __all__ = ["BARE", "Course", "Overlay", "Timeline", "require_process"]
@@ -53,7 +56,7 @@ class Course(Protocol):
 class Timeline:
     """Tokens in the order they came, with their KV cache. Every method may be called from any thread."""
 
-    def __init__(self, engine: _core.Engine, context: int, kv: Literal["f16", "q8"] = "f16") -> None:
+    def __init__(self, engine: _core.Engine, context: int, kv: Kv = "auto") -> None:
         self._core: _core.Session | None = _core.Session(engine, context, kv)
         self.context = context
         self._process = os.getpid()

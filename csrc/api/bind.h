@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/park.h"
+#include "engine/engine.h"
 #include "model/decoder.h"
 
 namespace pyinfer {
@@ -29,10 +30,12 @@ void bind_adapters(py::module_& m);
 void bind_session(py::module_& m);
 void bind_sampler(py::module_& m);
 
-inline KvFormat kv_named(const std::string& name) {
+inline KvFormat kv_named(const Engine& engine, const std::string& name) {
+  if (name == "auto") return engine.usual_kv();
   if (name == "f16") return kKvF16;
+  if (name == "i16") return kKvI16;
   if (name == "q8") return kKvQ8;
-  throw Error(ErrorKind::request, "kv: expected f16 or q8, found " + name);
+  throw Error(ErrorKind::request, "kv: expected auto, f16, i16 or q8, found " + name);
 }
 
 inline std::span<const int32_t> token_span(const TokenArray& tokens) {

@@ -15,7 +15,7 @@ Activations activations_named(const std::string& name) {
 }
 
 py::dict memory_dict(const Engine& engine, size_t context, const std::string& kv) {
-  const MemoryNeeds needs = engine.memory(context, kv_named(kv));
+  const MemoryNeeds needs = engine.memory(context, kv_named(engine, kv));
   py::dict d;
   d["weights"] = needs.weights;
   d["kv_cache"] = needs.kv_cache;
@@ -26,6 +26,10 @@ py::dict memory_dict(const Engine& engine, size_t context, const std::string& kv
 }  // namespace
 
 void bind_engine(py::module_& m) {
+  m.def(
+      "usual_kv",
+      [](const std::string& activations) { return usual_kv(activations_named(activations)) == kKvI16 ? "i16" : "f16"; },
+      py::arg("activations") = "int8");
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](std::shared_ptr<ModelFile> file, int threads, const std::string& activations, bool prefetch) {
              auto engine = std::make_shared<Engine>(std::move(file), threads, activations_named(activations));
@@ -38,7 +42,7 @@ void bind_engine(py::module_& m) {
            py::arg("file"), py::arg("threads") = 0, py::arg("activations") = "int8", py::arg("prefetch") = true)
       .def_property_readonly("threads", &Engine::n_threads)
       .def_property_readonly("isa", &Engine::isa)
-      .def("memory", memory_dict, py::arg("context"), py::arg("kv") = "f16")
+      .def("memory", memory_dict, py::arg("context"), py::arg("kv") = "auto")
       .def("prefetch", &Engine::prefetch, py::call_guard<py::gil_scoped_release>());
 }
 

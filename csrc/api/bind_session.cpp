@@ -24,7 +24,7 @@ Wanted wanted_named(const std::string& name) {
 class PySession {
  public:
   PySession(std::shared_ptr<Engine> engine, size_t context, const std::string& kv)
-      : session_(std::make_shared<Session>(engine, context, kv_named(kv))),
+      : session_(std::make_shared<Session>(engine, context, kv_named(*engine, kv))),
         logits_(static_cast<py::ssize_t>(engine->spec().n_vocab)) {}
 
   std::shared_ptr<Session> get() const {
@@ -93,7 +93,7 @@ py::list forward_batch(Engine& engine, const std::vector<PyItem>& batch) {
 void bind_session(py::module_& m) {
   py::class_<PySession>(m, "Session")
       .def(py::init<std::shared_ptr<Engine>, size_t, const std::string&>(), py::arg("engine"), py::arg("context"),
-           py::arg("kv") = "f16")
+           py::arg("kv") = "auto")
       .def_property_readonly("position", [](const PySession& s) { return s.get()->position(); })
       .def_property_readonly("context", [](const PySession& s) { return s.get()->context(); })
       .def_property(

@@ -144,10 +144,12 @@ void check_rest(const void* from, size_t size, size_t known, const char* name) {
                                           " bytes that this version knows, found something else");
 }
 
-KvFormat kv_of(int32_t value) {
+KvFormat kv_of(const Engine& engine, int32_t value) {
+  if (value == PYI_KV_AUTO) return engine.usual_kv();
   if (value == PYI_KV_F16) return kKvF16;
+  if (value == PYI_KV_I16) return kKvI16;
   if (value == PYI_KV_Q8) return kKvQ8;
-  refuse("kv", "PYI_KV_F16 or PYI_KV_Q8", std::to_string(value));
+  refuse("kv", "PYI_KV_AUTO, _F16, _I16 or _Q8", std::to_string(value));
 }
 
 }  // namespace pyinfer::capi

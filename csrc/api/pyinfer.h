@@ -95,7 +95,9 @@ PYI_API int32_t pyi_default_threads(void);
 
 enum { PYI_INT8 = 0, PYI_FLOAT32 = 1 }; /* activations: fast, or the slow reference */
 enum { PYI_HUGE_PAGES_AUTO = 0, PYI_HUGE_PAGES_ON = 1, PYI_HUGE_PAGES_OFF = 2 };
-enum { PYI_KV_F16 = 0, PYI_KV_Q8 = 1 }; /* keys and values: halves, or bytes with scales in about half the memory */
+/* Keys and values: halves, bytes with scales in about half the memory, or 16-bit integers with scales; _AUTO: _I16 where the processor is
+ * faster with them and activations are PYI_INT8, else _F16. */
+enum { PYI_KV_F16 = 0, PYI_KV_Q8 = 1, PYI_KV_I16 = 2, PYI_KV_AUTO = 3 };
 
 typedef struct pyi_model_options {
   size_t size;
@@ -103,7 +105,7 @@ typedef struct pyi_model_options {
   int32_t activations; /* PYI_INT8 (default) or PYI_FLOAT32 */
   uint64_t context_limit; /* tokens that a session may hold at most; 0 (default): what the model was trained for */
   int32_t prefetch; /* 1 (default): the system reads the whole file ahead, in the background; 0: as it is needed */
-  int32_t kv;       /* PYI_KV_F16 (default) or PYI_KV_Q8, for sessions that do not choose */
+  int32_t kv;       /* PYI_KV_AUTO (default), _F16, _I16 or _Q8, for sessions that do not choose */
   /* PYI_HUGE_PAGES_AUTO (default): pages of 2 MiB where the file's cache has them; _ON: in a private copy of the file, read when the
    * model is opened, which takes `prefetch` 1; _OFF: none are asked for */
   int32_t huge_pages;
@@ -179,7 +181,7 @@ PYI_API pyi_status pyi_model_verify(const pyi_model* model, uint64_t index, int3
 typedef struct pyi_session_options {
   size_t size;
   uint64_t context; /* tokens it can hold, up to the model's context_limit; 0 (default): that limit */
-  int32_t kv;       /* PYI_KV_F16 or PYI_KV_Q8; -1 (default): as the model's options say */
+  int32_t kv;       /* PYI_KV_AUTO, _F16, _I16 or _Q8; -1 (default): as the model's options say */
   int32_t reserved; /* 0 */
 } pyi_session_options;
 

@@ -28,6 +28,9 @@ struct BatchItem {
   bool all_logits;
 };
 
+// How sessions keep keys and values unless told otherwise: halves with float activations, else what this processor is faster with.
+KvFormat usual_kv(Activations activations);
+
 class Engine {
  public:
   // Rows that one pass over the weights takes; longer prompts go through in chunks.
@@ -42,6 +45,7 @@ class Engine {
   int n_threads() const { return pool_.n_threads(); }
   const char* isa() const { return workspace_.kernels.isa; }
   KvShape kv_shape(KvFormat format) const { return model_.kv_shape(format); }
+  KvFormat usual_kv() const { return pyinfer::usual_kv(model_.activations); }
   MemoryNeeds memory(size_t context, KvFormat format) const;
   // Has the system read the weights ahead, in the background; with HugePages::on they are read now, see MappedFile.
   void prefetch() const { file_->mapping().prefetch(); }

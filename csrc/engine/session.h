@@ -25,7 +25,9 @@ size_t checked_context(uint64_t context);
 class Session {
  public:
   // Throws what checked_context throws, a memory error if the cache cannot be had.
-  Session(std::shared_ptr<Engine> engine, size_t context, KvFormat format = kKvF16);
+  Session(std::shared_ptr<Engine> engine, size_t context, KvFormat format);
+  // With the engine's usual format.
+  Session(std::shared_ptr<Engine> engine, size_t context) : Session(engine, context, engine->usual_kv()) {}
 
   Engine& engine() const { return *engine_; }
   size_t position() const { return position_; }

@@ -6,7 +6,8 @@
 //
 // Both products are the same small kernel: out(Q, columns) += a(Q, n) · b(n, columns) with b as the cache keeps it; for scores b is a
 // page of K, (head_dim, positions), for the output a page of V, (positions, head_dim). Where the cache has a scale a position, it multiplies
-// the scores, and the weights before they meet V. With a window a query begins at the page of the first position it sees; scores
+// the scores, and the weights before they meet V. Integers of 16 bits meet integers: a query has a scale of its own, and the weights of a
+// page that of its largest. With a window a query begins at the page of the first position it sees; scores
 // before that are masked, and a page that it does not see at all leaves its sums alone.
 #pragma once
 
@@ -18,18 +19,43 @@ namespace {
 
 constexpr float kMinusInfinity = -3.0e38f;  // finite: differences of two must not be NaN
 
-// The kinds of cache: what a value is, and kLanes of them as floats.
-struct KvF16 {
+// The kinds of cache: what a value is, kLanes columns of them, and how they meet the factors of a query. Of kTogether rows the values of a
+// column stand side by side. Sums start with what is there, or, of integers, get a scale and are added to it.
+struct FloatProducts {
+  typedef float Factor;
+  typedef F Sum;
+  static constexpr int kTogether = 1;
+  static Sum start(F before) { return before; }
+  static Sum add(Sum sum, F row, const Factor* factor) { return f_fma(f_set(*factor), row, sum); }
+  static F finish(Sum sum, F, float) { return sum; }
+};
+
+struct KvF16 : FloatProducts {
   typedef uint16_t Value;
   static constexpr bool kScaled = false;
   static F load(const Value* p) { return f_load_half(p); }
 };
 
-struct KvQ8 {
+struct KvQ8 : FloatProducts {
   typedef int8_t Value;
   static constexpr bool kScaled = true;
   static F load(const Value* p) { return f_from_i(i_load_signed_bytes(p)); }
 };
+
+struct KvI16 {
+  typedef int16_t Value;
+  typedef int16_t Factor;
+  typedef I Sum;
+  static constexpr bool kScaled = true;
+  static constexpr int kTogether = 2;
+  static I load(const Value* p) { return i_load(p); }
+  static Sum start(F) { return i_set(0); }
+  static Sum add(Sum sum, I pairs, const Factor* factors) { return i_add_pairs(sum, pairs, factors); }
+  static F finish(Sum sum, F before, float scale) { return f_fma(f_from_i(sum), f_set(scale), before); }
+};
+
+template <class Kv>
+constexpr bool kIntegers = Kv::kTogether > 1;
 
 // Floats that the queries of a round take, and their outputs: kQueries heads of 256, or one of kMaxHeadDim.
 constexpr int kRoundFloats = kQueries * 256 > kMaxHeadDim ? kQueries * 256 : kMaxHeadDim;
@@ -39,75 +65,118 @@ constexpr int kRoundLanes = (kQueries + kLanes - 1) / kLanes * kLanes;
 // n, or as much of it as stands together: positions of a page, dimensions in Queries::q.
 inline int within_page(int n) { return n < kPagePositions ? n : kPagePositions; }
 
-// The state of the queries of a round on their way through the pages.
-struct Queries {
+// The state of the queries of a round on their way through the pages. Vectors that cross cache lines would be slow to store, and slower to load
+// at once.
+template <class Kv>
+struct alignas(kCacheLine) Queries {
   int n;                 // queries in use
   int first[kQueries];   // the first position each sees
   int n_seen[kQueries];  // and the end of what it sees
   // For each kPagePositions dimensions of a head those of all queries, (n, kPagePositions), as the weights stand.
-  float q[kRoundFloats];
-  float s[kQueries][kPagePositions];  // scores, then weights
+  alignas(kCacheLine) typename Kv::Factor q[kRoundFloats];
+  alignas(kCacheLine) float q_scale[kRoundLanes];         // of integers
+  alignas(kCacheLine) float s[kQueries][kPagePositions];  // scores, then weights
   // (n, v_stride). Rows stand close together: at a distance of whole pages all would meet in a few sets of the first-level cache.
-  float o[kRoundFloats];
-  float m[kRoundLanes];  // largest score so far
-  float l[kRoundLanes];  // sum of weights so far
+  alignas(kCacheLine) float o[kRoundFloats];
+  alignas(kCacheLine) float m[kRoundLanes];  // largest score so far
+  alignas(kCacheLine) float l[kRoundLanes];  // sum of weights so far
 };
 
-// V vectors of kLanes columns for Q rows: out += a · b. Rows of `a` are kPagePositions apart: one pointer serves all.
+// A product of the rows of a round.
+template <class Kv>
+struct Product {
+  const typename Kv::Factor* a;  // (queries, n), rows kPagePositions apart: one pointer serves all
+  const float* scales;           // of rows of integers
+  int n;
+  const typename Kv::Value* b;  // (n, columns)
+  int b_stride;                 // from one column's values of a row to those of the next
+  float* out;                   // (queries, columns)
+  int out_stride;
+  bool adds;  // to what is there
+};
+
+// V vectors of kLanes columns for Q rows: out += a · b.
 template <class Kv, int Q, int V>
-inline void multiply_add(const float* a, int n, const typename Kv::Value* b, int b_stride, float* out, int out_stride) {
-  F sums[Q][V];
+inline void multiply_add(const Product<Kv>& product, int column) {
+  const typename Kv::Factor* a = product.a;
+  const typename Kv::Value* b = product.b + column * Kv::kTogether;
+  float* const out = product.out + column;
+  const auto before = [&](int i, int v) {
+    return product.adds ? f_load(out + i * product.out_stride + v * kLanes) : f_zero();
+  };
+  typename Kv::Sum sums[Q][V];
   PYINFER_UNROLL
   for (int i = 0; i < Q; ++i) {
     PYINFER_UNROLL
-    for (int v = 0; v < V; ++v) sums[i][v] = f_load(out + i * out_stride + v * kLanes);
+    for (int v = 0; v < V; ++v) sums[i][v] = Kv::start(before(i, v));
   }
-  for (int k = 0; k < n; ++k, ++a, b += b_stride) {
-    F row[V];
+  for (int k = 0; k < product.n; k += Kv::kTogether, a += Kv::kTogether, b += product.b_stride * Kv::kTogether) {
+    decltype(Kv::load(b)) row[V];
     PYINFER_UNROLL
-    for (int v = 0; v < V; ++v) row[v] = Kv::load(b + v * kLanes);
+    for (int v = 0; v < V; ++v) row[v] = Kv::load(b + v * kLanes * Kv::kTogether);
     PYINFER_UNROLL
     for (int i = 0; i < Q; ++i) {
-      const F factor = f_set(a[i * kPagePositions]);
       PYINFER_UNROLL
-      for (int v = 0; v < V; ++v) sums[i][v] = f_fma(factor, row[v], sums[i][v]);
+      for (int v = 0; v < V; ++v) sums[i][v] = Kv::add(sums[i][v], row[v], a + i * kPagePositions);
     }
   }
   PYINFER_UNROLL
   for (int i = 0; i < Q; ++i) {
     PYINFER_UNROLL
-    for (int v = 0; v < V; ++v) f_store(out + i * out_stride + v * kLanes, sums[i][v]);
+    for (int v = 0; v < V; ++v)
+      f_store(out + i * product.out_stride + v * kLanes, Kv::finish(sums[i][v], before(i, v), product.scales[i]));
   }
 }
 
 // All columns, rounded up to whole vectors. Each vector of halves costs a conversion that Q queries share. With few queries four vectors at
 // a time, for sums enough to wait for; with many as leave the sums in registers, or one where the factor comes with the instruction.
 template <class Kv, int Q>
-inline void multiply_add_columns(const float* a, int n, const typename Kv::Value* b, int b_stride, int columns,
-                                 float* out, int out_stride) {
+inline void multiply_add_columns(const Product<Kv>& product, int columns) {
   constexpr int V = Q * 4 + 5 <= kRegisters ? 4 : kBroadcasts ? 1 : 2;
   int c = 0;
-  for (; c + V * kLanes <= columns; c += V * kLanes) multiply_add<Kv, Q, V>(a, n, b + c, b_stride, out + c, out_stride);
-  for (; c < columns; c += kLanes) multiply_add<Kv, Q, 1>(a, n, b + c, b_stride, out + c, out_stride);
+  for (; c + V * kLanes <= columns; c += V * kLanes) multiply_add<Kv, Q, V>(product, c);
+  for (; c < columns; c += kLanes) multiply_add<Kv, Q, 1>(product, c);
 }
 
 // As above with the number of queries as a constant: 1 … Q.
 template <class Kv, int Q = kQueries>
-void multiply_add_queries(int n_queries, const float* a, int n, const typename Kv::Value* b, int b_stride, int columns,
-                          float* out, int out_stride) {
+void multiply_add_queries(int n_queries, const Product<Kv>& product, int columns) {
   if constexpr (Q == 1) {
-    multiply_add_columns<Kv, 1>(a, n, b, b_stride, columns, out, out_stride);
+    multiply_add_columns<Kv, 1>(product, columns);
   } else if (n_queries == Q) {
-    multiply_add_columns<Kv, Q>(a, n, b, b_stride, columns, out, out_stride);
+    multiply_add_columns<Kv, Q>(product, columns);
   } else {
-    multiply_add_queries<Kv, Q - 1>(n_queries, a, n, b, b_stride, columns, out, out_stride);
+    multiply_add_queries<Kv, Q - 1>(n_queries, product, columns);
   }
 }
 
-// Masks the scores of positions that are not seen; returns the largest, or `m` if that is larger.
-inline float mask(float* s, int n_masked, int n_valid, float m) {
-  for (int i = 0; i < n_masked; ++i) s[i] = kMinusInfinity;
-  for (int i = n_valid; i < kPagePositions; ++i) s[i] = kMinusInfinity;
+// All bits at 64 … 127, which stand for the positions of a page, and none at as many before and behind.
+struct Sight {
+  int32_t bits[3 * kPagePositions];
+};
+constexpr Sight make_sight() {
+  Sight sight{};
+  for (int i = kPagePositions; i < 2 * kPagePositions; ++i) sight.bits[i] = -1;
+  return sight;
+}
+constexpr Sight kSight = make_sight();
+
+// Gives positions of a page that are not seen the least score: those before `begin` and from `end` on.
+inline void mask(float* s, int begin, int end) {
+  int32_t least;
+  memcpy(&least, &kMinusInfinity, sizeof least);
+  const int32_t* from = kSight.bits + kPagePositions - (begin > 0 ? begin : 0);
+  const int32_t* to = kSight.bits + 2 * kPagePositions - end;
+  PYINFER_UNROLL
+  for (int i = 0; i < kPagePositions; i += kLanes) {
+    const I seen = i_and(i_load(from + i), i_load(to + i));
+    const I hidden = i_sub(i_set(-1), seen);
+    f_store(s + i, f_from_bits(i_add(i_and(i_load(s + i), seen), i_and(i_set(least), hidden))));
+  }
+}
+
+// The largest score of a page, or m if that is larger.
+inline float largest_score(const float* s, float m) {
   F largest = f_set(m);
   PYINFER_UNROLL
   for (int i = 0; i < kPagePositions; i += kLanes) largest = f_max(largest, f_load(s + i));
@@ -138,13 +207,35 @@ inline void scale_positions(float* s, const float* scales) {
   for (int i = 0; i < kPagePositions; i += kLanes) f_store(s + i, f_mul(f_load(s + i), f_load(scales + i)));
 }
 
+// Weights of a page, times the scales of its values, as integers; returns their scale. Beyond what a query sees weights are 0, and scales are
+// whatever stood there.
+inline float to_factors(const float* weights, const float* scales, int16_t* factors) {
+  constexpr float kLeastWeight = 1.17549435e-38f;
+  alignas(kCacheLine) float scaled[kPagePositions];
+  PYINFER_UNROLL
+  for (int i = 0; i < kPagePositions; i += kLanes) {
+    const F weight = f_load(weights + i);
+    f_store(scaled + i, f_keep_from(f_mul(weight, f_load(scales + i)), weight, f_set(kLeastWeight)));
+  }
+  return to_integers<kMostMet>(scaled, kPagePositions, factors);
+}
+
+// Asks for the scales of a page, which are needed at once and lie where the processor does not expect to go next.
+inline void prefetch_scales(const float* scales) {
+  PYINFER_UNROLL
+  for (int i = 0; i < kPagePositions; i += kCacheLine / (int)sizeof(float)) __builtin_prefetch(scales + i);
+}
+
 // Goes on to a page: scores, weights, outputs. What queries have in common is done for all of them at once, a step after the other, so that
 // the processor has several at hand where one would wait for itself.
 template <class Kv>
-inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
+inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page) {
   const int start = page * kPagePositions;
   const auto* k = (const typename Kv::Value*)(args.pages[page] + args.k_offset);
   const auto* v = (const typename Kv::Value*)(args.pages[page] + args.v_offset);
+  const auto* k_scales = (const float*)(k + args.head_dim * kPagePositions);
+  const auto* v_scales = (const float*)(v + args.v_stride * kPagePositions);
+  if constexpr (Kv::kScaled) prefetch_scales(k_scales), prefetch_scales(v_scales);
   int n_valid[kQueries], n_masked[kQueries], longest = 0;
   for (int i = 0; i < queries.n; ++i) {
     const int n = within_page(queries.n_seen[i] - start);
@@ -153,40 +244,74 @@ inline void attend_page(Queries& queries, const AttendArgs& args, int page) {
     longest = n_valid[i] > longest ? n_valid[i] : longest;
   }
 
-  memset(queries.s, 0, (size_t)queries.n * sizeof queries.s[0]);
   for (int d = 0; d < args.head_dim; d += kPagePositions) {
-    multiply_add_queries<Kv>(queries.n, queries.q + d * queries.n, within_page(args.head_dim - d),
-                             k + d * kPagePositions, kPagePositions, longest, queries.s[0], kPagePositions);
+    const Product<Kv> product{queries.q + d * queries.n,
+                              queries.q_scale,
+                              within_page(args.head_dim - d),
+                              k + d * kPagePositions,
+                              kPagePositions,
+                              queries.s[0],
+                              kPagePositions,
+                              d > 0};
+    multiply_add_queries<Kv>(queries.n, product, longest);
   }
 
-  float before[kRoundLanes], sums[kRoundLanes] = {}, factors[kRoundLanes];
+  alignas(kCacheLine) float before[kRoundLanes], sums[kRoundLanes] = {}, factors[kRoundLanes];
+  float scales[kRoundLanes] = {};
+  alignas(kCacheLine) int16_t integers[kIntegers<Kv> ? kQueries : 1][kPagePositions];
   memcpy(before, queries.m, sizeof before);
   for (int i = 0; i < queries.n; ++i) {
     if (n_masked[i] >= kPagePositions) continue;
-    if constexpr (Kv::kScaled) scale_positions(queries.s[i], (const float*)(k + args.head_dim * kPagePositions));
+    if constexpr (Kv::kScaled) scale_positions(queries.s[i], k_scales);
     if (args.softcap > 0.0f) soft_cap(queries.s[i], kPagePositions, args.softcap);
-    queries.m[i] = mask(queries.s[i], n_masked[i], n_valid[i], queries.m[i]);
+    if (n_masked[i] > 0 || n_valid[i] < kPagePositions) mask(queries.s[i], n_masked[i], n_valid[i]);
+    queries.m[i] = largest_score(queries.s[i], queries.m[i]);
   }
   for (int i = 0; i < queries.n; i += kLanes)
     f_store(factors + i, f_exp(f_sub(f_load(before + i), f_load(queries.m + i))));
   for (int i = 0; i < queries.n; ++i) {
     if (n_masked[i] >= kPagePositions) {
       memset(queries.s[i], 0, sizeof queries.s[i]);
+      if constexpr (kIntegers<Kv>) memset(integers[i], 0, sizeof integers[i]);
       continue;
     }
     sums[i] = soften(queries.s[i], queries.m[i]);
-    if constexpr (Kv::kScaled) scale_positions(queries.s[i], (const float*)(v + args.v_stride * kPagePositions));
+    if constexpr (kIntegers<Kv>) {
+      scales[i] = to_factors(queries.s[i], v_scales, integers[i]);
+    } else if constexpr (Kv::kScaled) {
+      scale_positions(queries.s[i], v_scales);
+    }
     scale_row(queries.o + i * args.v_stride, args.v_stride, factors[i]);
   }
   for (int i = 0; i < queries.n; i += kLanes)
     f_store(queries.l + i, f_add(f_mul(f_load(queries.l + i), f_load(factors + i)), f_load(sums + i)));
 
-  multiply_add_queries<Kv>(queries.n, queries.s[0], longest, v, args.v_stride, args.v_stride, queries.o, args.v_stride);
+  const auto* weights = (const typename Kv::Factor*)(kIntegers<Kv> ? (const void*)integers : (const void*)queries.s);
+  const Product<Kv> product{weights, scales, longest, v, args.v_stride, queries.o, args.v_stride, true};
+  multiply_add_queries<Kv>(queries.n, product, args.v_stride);
+}
+
+// Takes query `i` of a round.
+template <class Kv>
+inline void put_query(Queries<Kv>& queries, int i, const float* q, int head_dim) {
+  const auto put = [&](const typename Kv::Factor* from) {
+    for (int d = 0; d < head_dim; d += kPagePositions) {
+      memcpy(queries.q + d * queries.n + i * kPagePositions, from + d,
+             (size_t)within_page(head_dim - d) * sizeof *from);
+    }
+  };
+  if constexpr (kIntegers<Kv>) {
+    const RowIntegers<kMostMet, int16_t> integers(q, head_dim);
+    queries.q_scale[i] = integers.scale;
+    put(integers.q);
+  } else {
+    put(q);
+  }
 }
 
 template <class Kv>
 void attend(const AttendArgs& args) {
-  Queries queries;
+  Queries<Kv> queries;
   const int n_queries = args.n_rows * args.n_heads;
   const int padded = (args.head_dim + kPagePositions - 1) / kPagePositions * kPagePositions;
   const int most = kRoundFloats / padded < kQueries ? kRoundFloats / padded : kQueries;
@@ -203,11 +328,7 @@ void attend(const AttendArgs& args) {
     int n_seen = 0;
     for (int i = 0; i < queries.n; ++i) {
       const int row = (first + i) / args.n_heads, head = (first + i) % args.n_heads;
-      const float* q = args.q + (size_t)row * args.q_stride + (size_t)(head * args.head_dim);
-      for (int d = 0; d < args.head_dim; d += kPagePositions) {
-        const size_t bytes = (size_t)within_page(args.head_dim - d) * sizeof(float);
-        memcpy(queries.q + d * queries.n + i * kPagePositions, q + d, bytes);
-      }
+      put_query(queries, i, args.q + (size_t)row * args.q_stride + (size_t)(head * args.head_dim), args.head_dim);
       n_seen = queries.n_seen[i] = args.first_position + row + 1;
       queries.first[i] = args.window > 0 && n_seen > args.window ? n_seen - args.window : 0;
     }

@@ -13,6 +13,7 @@ namespace pyinfer {
 
 // Positions a KV page holds, and the chunk in which attention walks the past. Fixed: bits depend on it.
 enum { kPagePositions = 64 };
+enum { kCacheLine = 64 };  // bytes, on most processors; only speed depends on it
 // Columns that activation panels are padded to with zeros: the widest group of any format.
 enum { kPanelCols = 64 };
 // Rows of activations that a panel may hold at most, in any instruction set.
@@ -44,8 +45,8 @@ struct MatmulArgs {
 };
 typedef void (*Matmul)(const MatmulArgs&);
 
-// How keys and values are kept: halves, or signed bytes with a float scale a position and head.
-enum KvFormat { kKvF16, kKvQ8, kKvFormats };
+// How keys and values are kept: halves, or signed integers of 8 or 13 bits (in 16) with a float scale a position and head.
+enum KvFormat { kKvF16, kKvQ8, kKvI16, kKvFormats };
 
 // Attention of n_rows consecutive positions of one sequence, for the query heads that share one KV head.
 struct AttendArgs {
@@ -60,8 +61,9 @@ struct AttendArgs {
   int window;                   // of them the last `window`; 0: all
   float softcap;                // scores become softcap · tanh(score / softcap); 0: they do not
   const uint8_t* const* pages;  // where each page begins
-  size_t k_offset;              // in bytes: K (head_dim, kPagePositions), for q8 then kPagePositions scales
-  size_t v_offset;              // in bytes: V (kPagePositions, v_stride), for q8 then kPagePositions scales
+  // In bytes: K (head_dim, kPagePositions), V (kPagePositions, v_stride); of i16 K (head_dim / 2, kPagePositions, 2) and V
+  // (kPagePositions / 2, v_stride, 2). Of q8 and i16 then kPagePositions scales each.
+  size_t k_offset, v_offset;
   int v_stride;
 };
 
@@ -72,6 +74,7 @@ struct Kernels {
   const char* isa;
   int panel_rows;   // most rows of a panel, of either kind
   int panel_depth;  // columns of a row that stand together in an int8 panel
+  KvFormat kv;      // which format of 16 bits attention is faster with
   // By format number; entry 0 (vector) and int8 entries of float formats are null.
   Matmul matmul_int8[kMaxFormats];
   Matmul matmul_f32[kMaxFormats];

@@ -20,7 +20,6 @@ namespace pyinfer {
 namespace {
 
 constexpr int kStrips = kTileRows / kLanes;
-constexpr size_t kCacheLine = 64;  // bytes, on most processors; only speed depends on it
 
 // One block of a panel of R rows.
 template <int R>

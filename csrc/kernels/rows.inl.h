@@ -207,26 +207,56 @@ void store_kv_f16(const float* k, const float* v, int head_dim, int v_stride, in
   to_halves(v, head_dim, (uint16_t*)v_place + slot * v_stride);
 }
 
-// `n` floats as bytes q = round(x · 127 / max|x|), n ≤ kMaxHeadDim; returns the scale max|x| / 127, NaN if a value is not finite.
-inline float to_bytes(const float* x, int n, int8_t* out) {
-  float padded[(int)kMaxHeadDim + (int)kLanes] = {};
-  memcpy(padded, x, (size_t)n * sizeof(float));
-  const float magnitude = largest_magnitude(padded, n);
-  const float inverse = magnitude >= kLeastMagnitude ? 127.0f / magnitude : 0.0f;
-  int8_t bytes[(int)kMaxHeadDim + (int)kLanes];
-  for (int i = 0; i < n; i += kLanes) i_store_bytes(bytes + i, f_round(f_mul(f_load(padded + i), f_set(inverse))));
-  memcpy(out, bytes, (size_t)n);
-  return magnitude / 127.0f;
+inline void i_store(int8_t* p, I a) { i_store_bytes(p, a); }
+inline void i_store(int16_t* p, I a) { i_store_words(p, a); }
+
+// Whole vectors x ≈ scale · q as integers q = round(x · Most / max|x|); returns the scale max|x| / Most, NaN if a value is not finite.
+template <int Most, class Int>
+inline float to_integers(const float* x, int n, Int* q) {
+  const float magnitude = largest_magnitude(x, n);
+  const F inverse = f_set(magnitude >= Most * kLeastMagnitude ? Most / magnitude : 0.0f);
+  for (int i = 0; i < n; i += kLanes) i_store(q + i, f_round(f_mul(f_load(x + i), inverse)));
+  return magnitude / Most;
 }
+
+// The same of a row of up to kMaxHeadDim values, with zeros up to a whole vector.
+template <int Most, class Int>
+struct RowIntegers {
+  alignas(kCacheLine) Int q[kMaxHeadDim];
+  float scale;
+
+  RowIntegers(const float* x, int n) {
+    if (n % kLanes == 0) {
+      scale = to_integers<Most>(x, n, q);
+    } else {
+      float padded[kMaxHeadDim];
+      memcpy(padded, x, (size_t)n * sizeof(float));
+      memset(padded + n, 0, (size_t)(kLanes - n % kLanes) * sizeof(float));
+      scale = to_integers<Most>(padded, n, q);
+    }
+  }
+};
 
 void store_kv_q8(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place,
                  uint8_t* v_place) {
-  int8_t bytes[kMaxHeadDim];
-  const float k_scale = to_bytes(k, head_dim, bytes);
-  for (int i = 0; i < head_dim; ++i) k_place[i * kPagePositions + slot] = (uint8_t)bytes[i];
-  memcpy(k_place + head_dim * kPagePositions + 4 * slot, &k_scale, sizeof k_scale);
-  const float v_scale = to_bytes(v, head_dim, (int8_t*)v_place + slot * v_stride);
-  memcpy(v_place + v_stride * kPagePositions + 4 * slot, &v_scale, sizeof v_scale);
+  const RowIntegers<127, int8_t> keys(k, head_dim), values(v, head_dim);
+  for (int i = 0; i < head_dim; ++i) k_place[i * kPagePositions + slot] = (uint8_t)keys.q[i];
+  memcpy(k_place + head_dim * kPagePositions + 4 * slot, &keys.scale, sizeof keys.scale);
+  memcpy(v_place + slot * v_stride, values.q, (size_t)head_dim);
+  memcpy(v_place + v_stride * kPagePositions + 4 * slot, &values.scale, sizeof values.scale);
+}
+
+// Keys and values are up to kMostStored, the queries and weights that they meet up to kMostMet: sums of kPagePositions products fit 32 bits.
+constexpr int kMostStored = 4095, kMostMet = 8191;
+
+void store_kv_i16(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place,
+                  uint8_t* v_place) {
+  const RowIntegers<kMostStored, int16_t> keys(k, head_dim), values(v, head_dim);
+  for (int i = 0; i < head_dim; i += 2) memcpy(k_place + 2 * (i * kPagePositions + 2 * slot), keys.q + i, 4);
+  memcpy(k_place + 2 * head_dim * kPagePositions + 4 * slot, &keys.scale, sizeof keys.scale);
+  int16_t* to = (int16_t*)v_place + slot / 2 * 2 * v_stride + slot % 2;
+  for (int i = 0; i < head_dim; ++i) to[2 * i] = values.q[i];
+  memcpy(v_place + 2 * v_stride * kPagePositions + 4 * slot, &values.scale, sizeof values.scale);
 }
 
 }  // namespace

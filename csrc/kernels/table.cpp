@@ -19,6 +19,7 @@ constexpr Kernels kTable = {
     PYINFER_NAME(PYINFER_ISA_NAME),
     kPanelRows,
     kDepth,
+    (KvFormat)kUsualKv,
     {
         nullptr,
 #include "formats/formats.inc"
@@ -36,8 +37,8 @@ constexpr Kernels kTable = {
     geglu,
     soft_cap,
     rope,
-    {store_kv_f16, store_kv_q8},
-    {attend<KvF16>, attend<KvQ8>},
+    {store_kv_f16, store_kv_q8, store_kv_i16},
+    {attend<KvF16>, attend<KvQ8>, attend<KvI16>},
 };
 
 }  // namespace

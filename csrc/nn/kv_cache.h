@@ -27,7 +27,9 @@ struct KvShape {
   static size_t n_pages(size_t context) { return (context + kPagePositions - 1) / kPagePositions; }
 
  private:
-  size_t position_bytes(size_t n) const { return format == kKvF16 ? n * sizeof(uint16_t) : n + sizeof(float); }
+  size_t position_bytes(size_t n) const {
+    return n * (format == kKvQ8 ? sizeof(int8_t) : sizeof(int16_t)) + (format == kKvF16 ? 0 : sizeof(float));
+  }
 };
 
 class KvCache {

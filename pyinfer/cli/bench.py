@@ -71,7 +71,7 @@ def execute(options: argparse.Namespace) -> int:
         "model": options.model,
         "isa": _core.active_isa(),
         "activations": opened.activations(options),
-        "kv": options.kv,
+        "kv": _core.usual_kv(opened.activations(options)) if options.kv == "auto" else options.kv,
         "huge_pages": options.huge_pages,
         "results": [asdict(result) for result in results],
     }

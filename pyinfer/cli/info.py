@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyinfer.cli import options as common
 from pyinfer.cli import terminal
@@ -71,7 +71,8 @@ def _of_model_file(path: Path, ctx: int | None, verify: bool) -> dict[str, Any]:
 
 
 def _of_source(path: Path, ctx: int | None, verify: bool) -> dict[str, Any]:
-    from pyinfer import convert, hub
+    from pyinfer import _core, convert, hub
+    from pyinfer.model import chosen_activations
 
     if verify:
         raise RequestError(f"--verify: only a model.bin has checksums, and {path} is not one")
@@ -82,7 +83,8 @@ def _of_source(path: Path, ctx: int | None, verify: bool) -> dict[str, Any]:
     landed = [{**asdict(group), "rms_error": 0.0 if group.exact else None} for group in info.groups]
     for group in landed:
         del group["exact"]
-    memory = {"weights": info.output_bytes, "kv_cache": kv_cache_bytes(spec, context), "workspace": None}
+    kv = _core.usual_kv(chosen_activations(None))
+    memory = {"weights": info.output_bytes, "kv_cache": kv_cache_bytes(spec, context, kv), "workspace": None}
     return {
         "path": str(path),
         "kind": info.kind,
@@ -136,11 +138,12 @@ def parameters(spec: dict[str, Any]) -> int:
     return int(spec["n_layers"] * layer + tables * spec["n_vocab"] * dim + dim)
 
 
-def kv_cache_bytes(spec: dict[str, Any], context: int) -> int:
-    """Keys and values of `context` positions as halves, in whole pages; values in runs of 16."""
+def kv_cache_bytes(spec: dict[str, Any], context: int, kv: Literal["f16", "i16"]) -> int:
+    """Keys and values of `context` positions in 16 bits, in whole pages: values in runs of 16, integers with scales."""
     width = spec["head_dim"] + -(-spec["head_dim"] // 16) * 16
+    scales = 2 * 4 if kv == "i16" else 0
     positions = -(-context // PAGE) * PAGE
-    return int(2 * positions * spec["n_layers"] * spec["n_kv_heads"] * width)
+    return int(positions * spec["n_layers"] * spec["n_kv_heads"] * (2 * width + scales))
 
 
 def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:

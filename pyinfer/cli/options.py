@@ -134,9 +134,10 @@ def add_engine(parser: argparse.ArgumentParser, *, threads: bool = True) -> None
     )
     parser.add_argument(
         "--kv",
-        choices=("f16", "q8"),
-        default="f16",
-        help="how keys and values are kept: f16 (default), or q8 in half the memory",
+        choices=("auto", "f16", "i16", "q8"),
+        default="auto",
+        help="how keys and values are kept: in 16 bits as floats or integers (auto, the default: what this processor "
+        "is faster with), or q8 in half the memory",
     )
     parser.add_argument(
         "--huge-pages",

@@ -81,15 +81,18 @@ static void test_model(void) {
   CHECK(info.threads == 3 && info.activations == PYI_INT8 && info.tied_head == 1 && info.rope_dim == 8);
   CHECK(info.norm_eps > 0 && info.rope_magnitude == 1.0f && info.attention_scale == 0.35f && info.n_tensors > 10);
 
-  pyi_memory half, whole, bytes;
+  pyi_memory half, whole, bytes, integers, usual;
   OK(pyi_model_get_memory(model, 64, PYI_KV_F16, &half, sizeof half));
   OK(pyi_model_get_memory(model, 128, PYI_KV_F16, &whole, sizeof whole));
   OK(pyi_model_get_memory(model, 128, PYI_KV_Q8, &bytes, sizeof bytes));
-  CHECK(whole.kv_cache == 2 * half.kv_cache && bytes.kv_cache < whole.kv_cache);
+  OK(pyi_model_get_memory(model, 128, PYI_KV_I16, &integers, sizeof integers));
+  OK(pyi_model_get_memory(model, 128, PYI_KV_AUTO, &usual, sizeof usual));
+  CHECK(whole.kv_cache == 2 * half.kv_cache && bytes.kv_cache < whole.kv_cache && integers.kv_cache > whole.kv_cache);
+  CHECK(usual.kv_cache == whole.kv_cache || usual.kv_cache == integers.kv_cache);
   CHECK(half.weights == info.file_bytes && half.workspace > 0);
   REFUSED(pyi_model_get_memory(model, 0, PYI_KV_F16, &half, sizeof half), PYI_REQUEST, "context: expected 1 to");
   REFUSED(pyi_model_get_memory(model, UINT64_MAX, PYI_KV_F16, &half, sizeof half), PYI_REQUEST, "context");
-  REFUSED(pyi_model_get_memory(model, 64, 7, &half, sizeof half), PYI_REQUEST, "kv: expected PYI_KV_F16 or PYI_KV_Q8");
+  REFUSED(pyi_model_get_memory(model, 64, 7, &half, sizeof half), PYI_REQUEST, "kv: expected PYI_KV_AUTO, _F16, _I16 or _Q8");
   pyi_model_close(model);
 }
 
@@ -121,7 +124,7 @@ static void test_options(void) {
   pyi_model* model = NULL;
   pyi_model_options options;
   OK(pyi_model_options_init(&options, sizeof options));
-  CHECK(options.size == sizeof options && options.threads == 0 && options.prefetch == 1 && options.kv == PYI_KV_F16);
+  CHECK(options.size == sizeof options && options.threads == 0 && options.prefetch == 1 && options.kv == PYI_KV_AUTO);
   options.threads = 257;
   REFUSED(pyi_model_open(path, &options, &model), PYI_REQUEST, "threads: expected 1 to 256, found 257");
   options.threads = -1;

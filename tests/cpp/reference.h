@@ -263,6 +263,20 @@ inline QuantizedBlock quantize(const float* x, std::size_t n) {
   return block;
 }
 
+inline float greatest(const std::vector<float>& x) {
+  float magnitude = 0;
+  for (const float value : x) magnitude = std::max(magnitude, std::abs(value));
+  return magnitude;
+}
+
+// A row as integers of up to `most` represents it: x = scale * q, q = round(x * most / max|x|), ties to even. In float likewise.
+inline std::vector<double> as_integers(const std::vector<float>& x, float most) {
+  const float magnitude = greatest(x);
+  std::vector<double> values;
+  for (const float value : x) values.push_back(double{std::nearbyint(value * (most / magnitude))} * (magnitude / most));
+  return values;
+}
+
 // A sum and the sum of the magnitudes of its terms, which rounding errors are proportional to.
 struct Sum {
   double value = 0, magnitude = 0;

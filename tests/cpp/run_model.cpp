@@ -1,4 +1,4 @@
-// Runs a model.bin on one thread: `run_model MODEL ACTIVATIONS LOGITS GREEDY TOKEN…` evaluates the tokens, continues with GREEDY most likely
+// Runs a model.bin on one thread: `run_model MODEL ACTIVATIONS KV LOGITS GREEDY TOKEN…` evaluates the tokens, continues with GREEDY most likely
 // ones, and prints the instruction set and, on a line of its own, the ids of those. The file LOGITS, unless its name is empty,
 // becomes the logits behind each given token, (tokens, n_vocab) float32 as this machine stores them.
 // For machines without Python, emulated ones above all: tools/test_emulated.py and bench/count_instructions.py read what it tells.
@@ -45,11 +45,17 @@ Activations activations_named(std::string_view name) {
   throw Error(ErrorKind::request, "activations: expected int8 or f32, found " + std::string(name));
 }
 
-void run(const char* path, Activations activations, const char* logits_path, int n_greedy,
+KvFormat kv_named(std::string_view name) {
+  if (name == "f16") return kKvF16;
+  if (name == "i16") return kKvI16;
+  throw Error(ErrorKind::request, "kv: expected f16 or i16, found " + std::string(name));
+}
+
+void run(const char* path, Activations activations, KvFormat kv, const char* logits_path, int n_greedy,
          const std::vector<std::int32_t>& tokens) {
   const auto engine = std::make_shared<Engine>(std::make_shared<ModelFile>(path), 1, activations);
   const std::size_t n_vocab = engine->spec().n_vocab;
-  Session session(engine, tokens.size() + static_cast<std::size_t>(n_greedy));
+  Session session(engine, tokens.size() + static_cast<std::size_t>(n_greedy), kv);
   const bool all = *logits_path != '\0';
   std::vector<float> logits((all ? tokens.size() : 1) * n_vocab);  // (tokens or 1, n_vocab)
   session.eval(tokens, logits.data(), all, Engine::kMaxRows, never);
@@ -67,14 +73,14 @@ void run(const char* path, Activations activations, const char* logits_path, int
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 6) {
-    std::fprintf(stderr, "usage: run_model MODEL int8|f32 LOGITS GREEDY TOKEN…\n");
+  if (argc < 7) {
+    std::fprintf(stderr, "usage: run_model MODEL int8|f32 f16|i16 LOGITS GREEDY TOKEN…\n");
     return 2;
   }
   try {
     std::vector<std::int32_t> tokens;
-    for (int i = 5; i < argc; ++i) tokens.push_back(whole_number(argv[i]));
-    run(argv[1], activations_named(argv[2]), argv[3], whole_number(argv[4]), tokens);
+    for (int i = 6; i < argc; ++i) tokens.push_back(whole_number(argv[i]));
+    run(argv[1], activations_named(argv[2]), kv_named(argv[3]), argv[4], whole_number(argv[5]), tokens);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

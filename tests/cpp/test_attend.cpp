@@ -18,6 +18,7 @@ struct Cache {
   std::vector<Buffer<std::uint8_t>> pages;
   std::vector<const std::uint8_t*> starts;
   std::vector<std::vector<double>> keys, values;  // (position, head_dim), as the cache holds them
+  std::vector<double> scales;                     // of values as integers of 16 bits
 
   Cache(const Kernels& kernels, Random& random, KvFormat kind, std::size_t dim, std::size_t n_positions)
       : format(kind),
@@ -38,15 +39,13 @@ struct Cache {
     kernels.store_kv[format](k.data(), v.data(), static_cast<int>(head_dim), static_cast<int>(v_stride),
                              static_cast<int>(position % kPagePositions), page + k_offset, page + v_offset);
     keys.push_back(as_stored(k)), values.push_back(as_stored(v));
+    scales.push_back(reference::greatest(v) / 4095);
   }
 
   std::vector<double> as_stored(const std::vector<float>& x) const {
-    float greatest = 0;
-    for (const float value : x) greatest = std::max(greatest, std::abs(value));
+    if (format != kKvF16) return reference::as_integers(x, format == kKvQ8 ? 127 : 4095);
     std::vector<double> stored;
-    for (const float value : x)
-      stored.push_back(format == kKvF16 ? reference::half_value(reference::nearest_half(value))
-                                        : std::nearbyint(value * (127.0f / greatest)) * (greatest / 127.0f));
+    for (const float value : x) stored.push_back(reference::half_value(reference::nearest_half(value)));
     return stored;
   }
 
@@ -75,9 +74,14 @@ struct Cache {
 
   // One query over the first `n_seen` positions. A score is a sum of head_dim products; an error e in it moves its weight by the
   // factor 1 + e, and the whole distribution by at most twice that. Weights and outputs are sums over n_seen positions, scaled
-  // once a page; e^x is within 2 ulp. A soft cap has a slope of at most 1 and adds six roundings of cap.
-  void check(const float* q, const float* out, std::size_t n_seen, std::size_t window = 0, float softcap = 0) const {
+  // once a page; e^x is within 2 ulp. A soft cap has a slope of at most 1 and adds six roundings of cap. With keys and values as integers of
+  // 16 bits a query is integers, too, exactly these, and a page's weights are off by up to half of 1/8191 of the greatest, each times its scale.
+  void check(const float* given, const float* out, std::size_t n_seen, std::size_t window = 0,
+             float softcap = 0) const {
     const std::size_t begin = window > 0 && n_seen > window ? n_seen - window : 0;
+    const std::vector<float> row(given, given + head_dim);
+    const std::vector<double> q =
+        format == kKvI16 ? reference::as_integers(row, 8191) : std::vector<double>(row.begin(), row.end());
     std::vector<double> scores;
     double score_error = 0;
     for (std::size_t position = begin; position < n_seen; ++position) {
@@ -92,8 +96,25 @@ struct Cache {
       reference::Sum sum;
       for (std::size_t i = 0; i < p.size(); ++i) sum.add(p[i] * values[begin + i][d]);
       CHECK_NEAR(out[d], sum.value,
-                 (2 * score_error + (2 * n + 8 * std::ceil(n / int{kPagePositions}) + 9) * u) * sum.magnitude);
+                 (2 * score_error + (2 * n + 8 * std::ceil(n / int{kPagePositions}) + 9) * u) * sum.magnitude +
+                     (format == kKvI16 ? rounded_weights(p, begin, d) : 0));
     }
+  }
+
+  // How far rounding weights `p` of positions from `begin` on to integers may move output `d`.
+  double rounded_weights(const std::vector<double>& p, std::size_t begin, std::size_t d) const {
+    double total = 0;
+    for (std::size_t i = 0, end = 0; i < p.size(); i = end) {
+      end = std::min(p.size(), (begin + i) / kPagePositions * kPagePositions + kPagePositions - begin);
+      double greatest = 0, integers = 0;
+      for (std::size_t j = i; j < end; ++j) {
+        const double scale = scales[begin + j];
+        greatest = std::max(greatest, p[j] * scale);
+        integers += std::abs(values[begin + j][d]) / scale;
+      }
+      total += 0.501 * greatest / 8191 * integers;
+    }
+    return total;
   }
 };
 
@@ -106,7 +127,7 @@ TEST(attend, matches_softmax) {
       for (const std::size_t first : {0, 1, 62, 63, 64, 65, 127, 200}) {
         const std::size_t n_rows = 1 + random.below(5), n_heads = 1 + random.below(7),
                           row_stride = n_heads * head_dim + 3;
-        const KvFormat format = random.below(2) ? kKvQ8 : kKvF16;
+        const auto format = static_cast<KvFormat>(random.below(kKvFormats));
         const Cache cache(kernels, random, format, head_dim, first + n_rows);
         const std::vector<float> q = random.normals(n_rows * row_stride, 3 / std::sqrt(static_cast<double>(head_dim)));
         const std::vector<float> out = cache.attend(kernels, q, n_rows, n_heads, first, row_stride);
@@ -131,7 +152,7 @@ TEST(attend, sees_only_its_window_and_caps_its_scores) {
         for (const std::size_t first : {0, 60, 63, 64, 127, 200, 300}) {
           const std::size_t head_dim = 24, n_rows = 1 + random.below(80), n_heads = 1 + random.below(5);
           const std::size_t stride = n_heads * head_dim;
-          const KvFormat format = random.below(2) ? kKvQ8 : kKvF16;
+          const auto format = static_cast<KvFormat>(random.below(kKvFormats));
           const Cache cache(kernels, random, format, head_dim, first + n_rows);
           const std::vector<float> q = random.normals(n_rows * stride, 0.6);
           const std::vector<float> out = cache.attend(kernels, q, n_rows, n_heads, first, stride, window, softcap);
@@ -148,11 +169,11 @@ TEST(attend, sees_only_its_window_and_caps_its_scores) {
 }
 
 // One row at a time gives the same bits as many: prefill in chunks of any size equals decode.
-void check_neighbours(std::size_t window, float softcap) {
+void check_neighbours(KvFormat format, std::size_t window, float softcap) {
   on_every_isa([&](const Kernels& kernels) {
     Random random(13);
     const std::size_t head_dim = 64, n_heads = 3, n_rows = 150, row_stride = n_heads * head_dim;
-    const Cache cache(kernels, random, kKvF16, head_dim, n_rows);
+    const Cache cache(kernels, random, format, head_dim, n_rows);
     const std::vector<float> q = random.normals(n_rows * row_stride, 0.4);
     const std::vector<float> together = cache.attend(kernels, q, n_rows, n_heads, 0, row_stride, window, softcap);
     for (std::size_t row = 0; row < n_rows; ++row) {
@@ -165,8 +186,10 @@ void check_neighbours(std::size_t window, float softcap) {
 }
 
 TEST(attend, a_row_does_not_depend_on_its_neighbours) {
-  check_neighbours(0, 0);
-  for (const std::size_t window : {2, 64, 90}) check_neighbours(window, 3);
+  for (const KvFormat format : {kKvF16, kKvQ8, kKvI16}) {
+    check_neighbours(format, 0, 0);
+    for (const std::size_t window : {2, 64, 90}) check_neighbours(format, window, 3);
+  }
 }
 
 // Scores of ±1000: weights of exactly 0 and 1, and no overflow on the way.

@@ -255,4 +255,5 @@ TEST(engine, memory_is_told) {
   CHECK(needs.weights > 0 && needs.workspace > 0);
   // As bytes, with a float scale a position for K and one for V.
   CHECK_EQUAL(engine->memory(100, kKvQ8).kv_cache, 2u * 64 * 2 * 2 * (8 + 4 + 16 + 4));
+  CHECK_EQUAL(engine->memory(100, kKvI16).kv_cache, 2u * 64 * 2 * 2 * (2 * 8 + 4 + 2 * 16 + 4));
 }

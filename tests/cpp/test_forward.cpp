@@ -234,7 +234,7 @@ TEST(forward, bits_do_not_depend_on_the_instruction_set) {
     const tiny::Model tiny(shape, random.bits());
     const std::vector<int> tokens = random_tokens(random, 70, shape.n_vocab);
     for (const Activations activations : {Activations::int8, Activations::f32}) {
-      for (const KvFormat format : {kKvF16, kKvQ8}) {
+      for (const KvFormat format : {kKvF16, kKvQ8, kKvI16}) {
         std::vector<float> expected;
         on_every_isa([&](const Kernels& kernels) {
           const std::vector<float> found = Runner(kernels, tiny, activations).run(tokens, 37, format);

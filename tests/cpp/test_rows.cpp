@@ -157,32 +157,47 @@ TEST(rows, keys_and_values_are_stored_as_the_nearest_halves) {
   });
 }
 
-// One scale a position: q = round(x * 127 / max|x|), ties to even, the scale behind the page's integers.
-TEST(rows, keys_and_values_are_stored_as_bytes_with_a_scale) {
-  on_every_isa([](const Kernels& kernels) {
+namespace {
+
+// One scale a position: q = round(x * most / max|x|), ties to even, the scale behind the page's integers.
+template <class Int>
+void check_integers(KvFormat format, float most) {
+  on_every_isa([&](const Kernels& kernels) {
     Random random(15);
     for (const std::size_t head_dim : {2, 6, 8, 14, 16, 48, 64, 80, 128, 1024}) {
       const std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim, 1e4);
-      const std::size_t stride = reference::padded(head_dim, 16), slot = 63;
-      std::vector<std::uint8_t> keys((head_dim + 4) * kPagePositions, 0xab),
-          values((stride + 4) * kPagePositions, 0xab);
-      kernels.store_kv[kKvQ8](k.data(), v.data(), static_cast<int>(head_dim), static_cast<int>(stride),
-                              static_cast<int>(slot), keys.data(), values.data());
+      const std::size_t stride = reference::padded(head_dim, 16), slot = 63, together = sizeof(Int);
+      std::vector<std::uint8_t> keys((head_dim * sizeof(Int) + 4) * kPagePositions, 0xab),
+          values((stride * sizeof(Int) + 4) * kPagePositions, 0xab);
+      kernels.store_kv[format](k.data(), v.data(), static_cast<int>(head_dim), static_cast<int>(stride),
+                               static_cast<int>(slot), keys.data(), values.data());
       const auto check = [&](const std::vector<float>& x, const std::vector<std::uint8_t>& place, std::size_t width,
-                             std::size_t step, std::size_t first) {
-        float greatest = 0, scale = 0;
-        for (const float value : x) greatest = std::max(greatest, std::abs(value));
-        std::memcpy(&scale, &place[width * kPagePositions + 4 * slot], 4);
-        CHECK_EQUAL(scale, greatest / 127.0f);
-        for (std::size_t i = 0; i < head_dim; ++i)
-          CHECK_EQUAL(static_cast<int>(static_cast<std::int8_t>(place[first + i * step])),
-                      static_cast<int>(std::nearbyint(x[i] * (127.0f / greatest))));
+                             const auto& index) {
+        const float greatest = reference::greatest(x);
+        float scale = 0;
+        std::memcpy(&scale, &place[width * sizeof(Int) * kPagePositions + 4 * slot], 4);
+        CHECK_EQUAL(scale, greatest / most);
+        for (std::size_t i = 0; i < head_dim; ++i) {
+          Int stored = 0;
+          std::memcpy(&stored, &place[index(i) * sizeof(Int)], sizeof(Int));
+          CHECK_EQUAL(static_cast<int>(stored), static_cast<int>(std::nearbyint(x[i] * (most / greatest))));
+        }
         std::size_t touched = 0;
         for (const std::uint8_t byte : place) touched += byte != 0xab;
-        CHECK(touched <= head_dim + 4);
+        CHECK(touched <= head_dim * sizeof(Int) + 4);
       };
-      check(k, keys, head_dim, kPagePositions, slot);
-      check(v, values, stride, 1, slot * stride);
+      // Of integers of two bytes two dimensions of K, and two positions of V, stand side by side.
+      check(k, keys, head_dim,
+            [&](std::size_t i) { return i / together * kPagePositions * together + slot * together + i % together; });
+      check(v, values, stride,
+            [&](std::size_t i) { return slot / together * stride * together + i * together + slot % together; });
     }
   });
+}
+
+}  // namespace
+
+TEST(rows, keys_and_values_are_stored_as_integers_with_a_scale) {
+  check_integers<std::int8_t>(kKvQ8, 127);
+  check_integers<std::int16_t>(kKvI16, 4095);
 }

@@ -66,7 +66,7 @@ def test_keys_and_values_as_bytes_take_less(stories_model_bin: Path, stories: Mo
         ours, halves = model.logits("Lily and her dog"), stories.logits("Lily and her dog")
         assert not np.array_equal(ours, halves)
         assert np.abs(ours - halves).max() < 0.05 * np.ptp(halves)
-    with pytest.raises(RequestError, match="kv: expected f16 or q8, found 'q4'"):
+    with pytest.raises(RequestError, match="kv: expected auto, f16, i16 or q8, found 'q4'"):
         load(stories_model_bin, kv="q4")  # type: ignore[arg-type]
 
 

@@ -82,7 +82,7 @@ def test_tokens_are_those_of_the_other_interface(
     assert len(ours) == 100
 
 
-@pytest.mark.parametrize("kv", ["f16", "q8"])
+@pytest.mark.parametrize("kv", ["auto", "f16", "i16", "q8"])
 @pytest.mark.parametrize("activations", ["int8", "f32"])
 def test_logits_are_the_same_bits(stories_model_bin: Path, activations: Any, kv: Any) -> None:
     ids = np.arange(200, dtype=np.int32)
@@ -115,7 +115,7 @@ def test_what_a_model_says_of_itself(
     assert told == {name: value for name, value in file.spec.items() if name in told} and len(told) == 13
     assert (model.threads, model.file_bytes, model.n_vocab) == (2, file.file_bytes, 512)
     assert (model.metadata(), model.tokenizer()) == (file.metadata(), file.tokenizer())
-    for kv in ("f16", "q8"):
+    for kv in ("auto", "f16", "i16", "q8"):
         assert model.memory(100, kv) == engine.memory(100, kv)  # type: ignore[arg-type]
     keys = ("role", "format", "layer", "rows", "cols", "bytes")
     assert model.tensors == [{key: dict(tensor)[key] for key in keys} for tensor in file.tensors]
@@ -383,7 +383,7 @@ def test_files_that_are_no_models(tmp_path: Path, stories_model_bin: Path) -> No
         ({"threads": 1.5}, "threads: expected a whole number in range, found 1.5"),
         ({"context_limit": -1}, "context_limit: expected a whole number in range, found -1"),
         ({"context_limit": 513}, "context_limit: expected at most 512"),
-        ({"kv": "q4"}, "kv: expected f16 or q8, found q4"),
+        ({"kv": "q4"}, "kv: expected auto, f16, i16 or q8, found q4"),
         ({"activations": "int4"}, "activations: expected int8 or f32, found int4"),
     ],
 )

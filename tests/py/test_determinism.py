@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from tiny_models import Shape, named, tokens
 
 Tiny = Callable[[Shape], tuple[Path, Path]]
 Logits = NDArray[np.float32]
-Activations = Literal["int8", "f32"]
 TESTS = Path(__file__).parents[1]
 STORIES = TESTS / "data" / "stories260K.bin"
 LENGTH = 200  # tokens: four pages of the cache
@@ -134,29 +132,28 @@ def test_context_size_does_not_matter(engine: _core.Engine, whole: Logits, conte
     assert_same_bits(_core.Session(engine, context).eval(array(tokens(SHAPE, LENGTH)), "all"), whole)
 
 
-def assert_bits_of_every_processor(
-    name: str, model: Path, isa: str, activations: Activations, folder: Path
-) -> None:
+def assert_bits_of_every_processor(name: str, model: Path, isa: str, kind: str, folder: Path) -> None:
     """All ways to compute a model's logits give the bits that are written down for every processor."""
     golden = json.loads((TESTS / "golden" / "bits.json").read_text(encoding="utf-8"))[name]
-    answer = probe_logits(model, golden["tokens"], folder, isa, activations)
-    assert set(answer.digests.values()) == {golden["sha256"][activations]}
-    if activations == "int8":
+    answer = probe_logits(model, golden["tokens"], folder, isa, *kind.split())
+    assert set(answer.digests.values()) == {golden["sha256"][kind]}
+    if kind == "int8 f16":
         assert answer.logits[-1].argmax() == golden["greedy"][0]
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("activations", ["int8", "f32"])
-def test_every_processor_tells_the_same_story(isa: str, activations: Activations, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["int8 f16", "int8 i16", "f32 f16"])
+def test_every_processor_tells_the_same_story(isa: str, kind: str, tmp_path: Path) -> None:
     stories = tmp_path / "stories.bin"
     convert.convert(STORIES, stories, weights="q4")
-    assert_bits_of_every_processor("stories", stories, isa, activations, tmp_path)
+    assert_bits_of_every_processor("stories", stories, isa, kind, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize(
-    ("isa", "activations"), [*((isa, "int8") for isa in ISAS), pytest.param(ISAS[-1], "f32")]
+    ("isa", "kind"),
+    [*((isa, "int8 f16") for isa in ISAS), *((isa, "int8 i16") for isa in ISAS[1:]), (ISAS[-1], "f32 f16")],
 )
-def test_a_real_model(isa: str, activations: Activations, smollm2_bin: Path, tmp_path: Path) -> None:
-    assert_bits_of_every_processor("smollm2", smollm2_bin, isa, activations, tmp_path)
+def test_a_real_model(isa: str, kind: str, smollm2_bin: Path, tmp_path: Path) -> None:
+    assert_bits_of_every_processor("smollm2", smollm2_bin, isa, kind, tmp_path)

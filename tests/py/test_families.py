@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,7 +24,10 @@ from reference.llama import Rounding, kl
 
 MOST_KL = 1e-6  # mean over positions, rounding of the cache to halves included
 TYPICAL_KL = 1e-8  # of a position at which nothing falls between two integers
-INT8 = Rounding(int8_activations=True, f16_cache=True)
+INT8 = {
+    "f16": Rounding(int8_activations=True, f16_cache=True),
+    "i16": Rounding(int8_activations=True, i16_cache=True),
+}
 Converted = Callable[[str, str], Path]
 
 
@@ -68,15 +72,18 @@ def test_gguf_files_give_the_same_logits(name: str, converted: Converted) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_int8_activations_meet_the_reference(name: str, converted: Converted) -> None:
+@pytest.mark.parametrize("kv", ["f16", "i16"])
+def test_int8_activations_meet_the_reference(
+    name: str, kv: Literal["f16", "i16"], converted: Converted
+) -> None:
     """The reference quantises too; short texts, of which most have no value that falls between two integers."""
     path = converted(name, "huggingface q8")
     weights = llama.from_model_bin(model_bin.read(path))
     engine, off = _core.Engine(_core.ModelFile(str(path)), 2, "int8"), []
     for seed in range(12):
         ids = np.random.default_rng(seed).integers(0, 264, 3).astype(np.int32)
-        simulated = llama.logits(weights, [int(i) for i in ids], INT8)
-        off.append(kl(simulated, _core.Session(engine, len(ids)).eval(ids, "all")).max())
+        simulated = llama.logits(weights, [int(i) for i in ids], INT8[kv])
+        off.append(kl(simulated, _core.Session(engine, len(ids), kv).eval(ids, "all")).max())
     assert np.quantile(off, 0.25) <= TYPICAL_KL  # wrong arithmetic would show in every text
 
 

@@ -67,7 +67,7 @@ def logits(
     """Our logits after every token."""
     file = _core.ModelFile(str(model))
     engine = _core.Engine(file, 2, activations)  # type: ignore[arg-type]
-    session = _core.Session(engine, len(tokens))
+    session = _core.Session(engine, len(tokens), "f16")  # as INT8 has them
     session.adapters = stack_of(paths, file).packed(engine)
     return session.eval(np.array(tokens, np.int32), "all")
 
@@ -206,7 +206,7 @@ def test_an_invoked_adapter_meets_peft(name: str, base: Made) -> None:
 def test_an_invoked_adapter_adds_exactly_to_a_quantised_base(name: str, weights: str, base: Made) -> None:
     model_file, case = base(False, weights), named(name)
     dequantised = llama.from_model_bin(model_bin.read(model_file))
-    with load(model_file, threads=1, adapters=[FOLDER / "alora"]) as model:
+    with load(model_file, threads=1, kv="f16", adapters=[FOLDER / "alora"]) as model:
         ours = model.logits(case.tokens)
     assert np.median(kl(case.exact(dequantised, INT8), ours)) <= TYPICAL_KL
 

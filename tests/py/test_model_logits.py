@@ -8,8 +8,10 @@ decides: such a run is as far off as one step of one activation, and about one s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -40,10 +42,7 @@ def in_memory(weights: Weights) -> Weights:
 def float32_bound(weights: Weights, ids: list[int], rounding: Rounding) -> float:
     """How far logits go when every linear output is off by the bound of a float32 sum, cols * 2^-24 * sum|a b|."""
     exact = llama.logits(weights, ids, rounding)
-    noisy = [
-        llama.logits(weights, ids, Rounding(rounding.int8_activations, rounding.f16_cache, seed))
-        for seed in (1, 2)
-    ]
+    noisy = [llama.logits(weights, ids, replace(rounding, float32_noise=seed)) for seed in (1, 2)]
     return max(float(np.abs(exact - other).max()) for other in noisy)
 
 
@@ -59,14 +58,16 @@ def test_float32_activations_meet_the_reference(shape: Shape, tiny: Tiny) -> Non
 
 
 @pytest.mark.parametrize("shape", SHAPES + TYPE_SHAPES, ids=lambda s: s.name)
-def test_int8_activations_meet_the_reference(shape: Shape, tiny: Tiny) -> None:
+@pytest.mark.parametrize("kv", ["f16", "i16"])
+def test_int8_activations_meet_the_reference(shape: Shape, kv: Literal["f16", "i16"], tiny: Tiny) -> None:
     weights = in_memory(weights_of(shape, tiny))
     engine = _core.Engine(_core.ModelFile(str(tiny(shape)[1])), 2, "int8")
     off, step = [], []
     for seed in range(RUNS):
         ids = [int(i) for i in np.random.default_rng(seed).integers(0, shape.n_vocab, SHORT)]
-        ours = _core.Session(engine, SHORT).eval(np.array(ids, np.int32), "all")
-        simulated = llama.logits(weights, ids, Rounding(int8_activations=True, f16_cache=True))
+        ours = _core.Session(engine, SHORT, kv).eval(np.array(ids, np.int32), "all")
+        rounding = Rounding(int8_activations=True, f16_cache=kv == "f16", i16_cache=kv == "i16")
+        simulated = llama.logits(weights, ids, rounding)
         off.append(kl(simulated, ours).max())
         step.append(kl(llama.logits(weights, ids), simulated).max())
     assert np.quantile(off, 0.25) <= TYPICAL_KL  # wrong arithmetic would show in every run
@@ -74,14 +75,16 @@ def test_int8_activations_meet_the_reference(shape: Shape, tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("activations", ["int8", "f32"])
+@pytest.mark.parametrize(
+    ("activations", "kv"), [("int8", "f16"), ("int8", "i16"), ("f32", "f16"), ("f32", "i16")]
+)
 def test_every_instruction_set_computes_the_same_model(
-    isa: str, activations: str, tiny: Tiny, tmp_path: Path
+    isa: str, activations: str, kv: str, tiny: Tiny, tmp_path: Path
 ) -> None:
     shape = named("mixed_types")
     weights, ids = in_memory(weights_of(shape, tiny)), tokens(shape, LONG)
-    answer = probe_logits(tiny(shape)[1], ids, tmp_path, isa, activations)
-    exact = llama.logits(weights, ids, Rounding(activations == "int8", f16_cache=True))
+    answer = probe_logits(tiny(shape)[1], ids, tmp_path, isa, activations, kv)
+    exact = llama.logits(weights, ids, Rounding(activations == "int8", kv == "f16", kv == "i16"))
     off = kl(exact, answer.logits)
     assert answer.isa == isa
     assert off[:SHORT].max() <= MOST_KL

@@ -37,7 +37,7 @@ def exact(smollm2_gguf: Path) -> NDArray[np.float64]:
     return llama.logits(llama.from_gguf(gguf.read(smollm2_gguf)), prose()["ids"][:POSITIONS])
 
 
-def ours(model: Path, activations: str, kv: str = "f16") -> NDArray[np.float32]:
+def ours(model: Path, activations: str, kv: str) -> NDArray[np.float32]:
     engine = _core.Engine(_core.ModelFile(str(model)), 2, activations)  # type: ignore[arg-type]
     return _core.Session(
         engine, POSITIONS, kv
@@ -61,13 +61,21 @@ def test_reference_agrees_with_llama_cpp(exact: NDArray[np.float64]) -> None:
 
 
 @pytest.mark.model
-def test_int8_activations_cost_little(exact: NDArray[np.float64], smollm2_bin: Path) -> None:
-    assert kl(exact, ours(smollm2_bin, "int8")).mean() <= 5e-3
+@pytest.mark.parametrize("kv", ["f16", "i16"])
+def test_int8_activations_cost_little(kv: str, exact: NDArray[np.float64], smollm2_bin: Path) -> None:
+    assert kl(exact, ours(smollm2_bin, "int8", kv)).mean() <= 5e-3
 
 
 @pytest.mark.model
 def test_float32_activations_cost_nothing(exact: NDArray[np.float64], smollm2_bin: Path) -> None:
-    assert kl(exact, ours(smollm2_bin, "f32")).mean() <= 1e-6
+    assert kl(exact, ours(smollm2_bin, "f32", "f16")).mean() <= 1e-6
+
+
+@pytest.mark.model
+def test_keys_and_values_as_integers_of_16_bits_cost_nothing(
+    exact: NDArray[np.float64], smollm2_bin: Path
+) -> None:
+    assert kl(exact, ours(smollm2_bin, "f32", "i16")).mean() <= 2e-6
 
 
 @pytest.mark.model

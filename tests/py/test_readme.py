@@ -175,7 +175,7 @@ def test_memory_is_what_the_shapes_come_to(model: str) -> None:
         f"{parameters(shape) / 1e6:,.1f}",
         f"{weights(shape, 'q4') / 2**20:,.0f}",
         f"{weights(shape, 'q8') / 2**20:,.0f}",
-        f"{kv_cache_bytes(shape, 1024) / 2**20:,.1f}",
+        f"{kv_cache_bytes(shape, 1024, 'f16') / 2**20:,.1f}",
     ]
 
 

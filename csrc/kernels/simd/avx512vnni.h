@@ -7,7 +7,16 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 16, kPanelRows = 12, kFloatRows = 6, kDepth = 4, kQueries = 24, kBroadcasts = 1, kRegisters = 32 };
+enum {
+  kLanes = 16,
+  kPanelRows = 12,
+  kFloatRows = 6,
+  kDepth = 4,
+  kQueries = 24,
+  kBroadcasts = 1,
+  kRegisters = 32,
+  kUsualKv = kKvI16
+};
 
 typedef __m512 F;   // kLanes floats
 typedef __m512i I;  // kLanes int32
@@ -65,6 +74,8 @@ inline int32_t i_sum(I a) {
   return _mm_cvtsi128_si32(_mm_add_epi32(eights, _mm_unpackhi_epi64(eights, eights))) - 128 * kLanes;
 }
 inline void i_store_bytes(int8_t* p, I a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(a)); }
+// The low 16 bits of each lane.
+inline void i_store_words(int16_t* p, I a) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(a)); }
 
 inline B b_load(const void* p) { return _mm512_loadu_si512(p); }
 inline B b_low_nibbles(B a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
@@ -95,6 +106,11 @@ typedef int32_t __attribute__((may_alias)) Four;  // four bytes that are read as
 inline I dot_unsigned(I dot, B w, const int8_t* x) {
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(dot) : "v"(w), "m"(*(const Four*)x));
   return dot;
+}
+// sum + the products of the two 16-bit integers of each lane with those at `x`; likewise.
+inline I i_add_pairs(I sum, I pairs, const int16_t* x) {
+  asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(pairs), "m"(*(const Four*)x));
+  return sum;
 }
 
 // Kinds of integer weights: how the four weight bytes of each lane meet the four activations at `x`, and add up over a run of columns.

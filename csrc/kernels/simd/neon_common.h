@@ -13,7 +13,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 4, kQueries = 6, kBroadcasts = 0, kRegisters = 32 };
+enum { kLanes = 4, kQueries = 6, kBroadcasts = 0, kRegisters = 32, kUsualKv = kKvF16 };
 
 typedef float32x4_t F;  // kLanes floats
 typedef int32x4_t I;    // kLanes int32
@@ -75,6 +75,16 @@ inline void i_store_bytes(int8_t* p, I a) {
   const int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
   const uint32_t four = vget_lane_u32(vreinterpret_u32_s8(bytes), 0);
   memcpy(p, &four, sizeof four);
+}
+// The low 16 bits of each lane.
+inline void i_store_words(int16_t* p, I a) { vst1_s16(p, vmovn_s32(a)); }
+// sum + the products of the two 16-bit integers of each lane with those at `x`.
+inline I i_add_pairs(I sum, I pairs, const int16_t* x) {
+  int32_t two;
+  memcpy(&two, x, sizeof two);
+  const int16x8_t words = vreinterpretq_s16_s32(pairs), factors = vreinterpretq_s16_s32(vdupq_n_s32(two));
+  const I low = vmull_s16(vget_low_s16(words), vget_low_s16(factors)), high = vmull_high_s16(words, factors);
+  return vaddq_s32(sum, vpaddq_s32(low, high));
 }
 
 inline B b_load(const void* p) { return vld1q_u8((const uint8_t*)p); }

@@ -10,7 +10,16 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 4, kPanelRows = 4, kFloatRows = 4, kDepth = 4, kQueries = 2, kBroadcasts = 0, kRegisters = 16 };
+enum {
+  kLanes = 4,
+  kPanelRows = 4,
+  kFloatRows = 4,
+  kDepth = 4,
+  kQueries = 2,
+  kBroadcasts = 0,
+  kRegisters = 16,
+  kUsualKv = kKvF16
+};
 
 struct F {
   float v[kLanes];
@@ -162,6 +171,17 @@ inline int32_t i_hmax(I a) {
 inline int32_t i_sum(I a) { return a.v[0] + a.v[1] + a.v[2] + a.v[3]; }
 inline void i_store_bytes(int8_t* p, I a) {
   for (int i = 0; i < kLanes; ++i) p[i] = (int8_t)a.v[i];
+}
+
+// The low 16 bits of each lane; lanes are within 16 bits.
+inline void i_store_words(int16_t* p, I a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = (int16_t)a.v[i];
+}
+// sum + the products of the two 16-bit integers of each lane with those at `x`.
+inline I i_add_pairs(I sum, I pairs, const int16_t* x) {
+  int16_t words[2 * kLanes];
+  memcpy(words, pairs.v, sizeof words);
+  return each<I>([&](int i) { return sum.v[i] + words[2 * i] * x[0] + words[2 * i + 1] * x[1]; });
 }
 
 inline B b_load(const void* p) {

@@ -11,7 +11,16 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 8, kPanelRows = 6, kFloatRows = 4, kDepth = 4, kQueries = 6, kBroadcasts = 0, kRegisters = 16 };
+enum {
+  kLanes = 8,
+  kPanelRows = 6,
+  kFloatRows = 4,
+  kDepth = 4,
+  kQueries = 6,
+  kBroadcasts = 0,
+  kRegisters = 16,
+  kUsualKv = kKvF16
+};
 
 typedef __m256 F;   // kLanes floats
 typedef __m256i I;  // kLanes int32
@@ -78,6 +87,16 @@ inline int32_t i_sum(I a) {
 inline void i_store_bytes(int8_t* p, I a) {
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
+}
+// The low 16 bits of each lane; lanes are within 16 bits.
+inline void i_store_words(int16_t* p, I a) {
+  _mm_storeu_si128((__m128i*)p, _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
+}
+// sum + the products of the two 16-bit integers of each lane with those at `x`.
+inline I i_add_pairs(I sum, I pairs, const int16_t* x) {
+  int32_t two;
+  memcpy(&two, x, sizeof two);
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi32(two)));
 }
 
 inline B b_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }

@@ -21,6 +21,7 @@ from .model_bin import FLAGS, ModelBin, Record
 Doubles = NDArray[np.float64]
 FLOAT32_ROUNDING = 2.0**-24
 QUERIES = 256  # rows of attention scores held at once
+PAGE = 64  # positions that the cache keeps together
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Rounding:
 
     int8_activations: bool = False  # inputs of linear layers whose weights are integers: int8 in blocks of 32
     f16_cache: bool = False  # keys (after rotation) and values as IEEE halves
+    i16_cache: bool = False  # both as integers up to 4095 that meet integers up to 8191, see _attend
     float32_noise: int | None = None  # seed: every linear output off by up to what float32 sums may err
 
 
@@ -167,6 +169,12 @@ def interleaved(rows: NDArray[Any], spec: Spec) -> NDArray[Any]:
     return heads.reshape(rows.shape)
 
 
+def _integers(x: Doubles, most: float) -> tuple[Doubles, Doubles]:
+    """`x` (..., n) as integers up to `most` and their scales (..., 1): scale = max|x| / most, nearest even."""
+    scale = (np.abs(x).max(axis=-1, keepdims=True) / most).astype(np.float32).astype(np.float64)
+    return np.rint(np.divide(x, scale, out=np.zeros_like(x), where=scale > 0)), scale
+
+
 def quantized(x: Doubles) -> Doubles:
     """`x` (n, cols) as int8 in blocks of 32 columns represents it: scale = max|x| / 127, nearest even."""
     n, cols = x.shape
@@ -227,8 +235,28 @@ def _capped(x: Doubles, cap: float) -> Doubles:
     return cap * np.tanh(x / cap) if cap else x
 
 
-def _attend(q: Doubles, k: Doubles, v: Doubles, features: Features, window: int) -> Doubles:
-    """Causal attention: q (n, heads, d), k and v (n, kv_heads, d) -> (n, heads * d); `window` 0 sees all."""
+def _rounded(weights: Doubles, scales: Doubles) -> Doubles:
+    """`weights` (m, n) as they meet values of scales `scales` (n, 1): times these, page by page of 64 positions, as
+    integers up to 8191.
+    """
+    n = weights.shape[1]
+    scaled = np.pad(weights * scales.T, ((0, 0), (0, -n % PAGE))).reshape(len(weights), -1, PAGE)
+    integers, pages = _integers(scaled, 8191)
+    flat = (integers * pages).reshape(len(weights), -1)[:, :n]
+    return np.divide(flat, scales.T, out=np.zeros_like(flat), where=scales.T > 0)
+
+
+def _attend(
+    q: Doubles, k: Doubles, v: Doubles, features: Features, window: int, integers: bool = False
+) -> Doubles:
+    """Causal attention: q (n, heads, d), k and v (n, kv_heads, d) -> (n, heads * d); `window` 0 sees all.
+
+    With `integers` keys, values and queries have a scale a position and head, weights one a page and query.
+    """
+    scales = np.zeros((*v.shape[:2], 1))
+    if integers:
+        (q, q_scale), (k, k_scale), (v, scales) = _integers(q, 8191), _integers(k, 4095), _integers(v, 4095)
+        q, k, v = q * q_scale, k * k_scale, v * scales
     n, n_heads, head_dim = q.shape
     group = n_heads // k.shape[1]
     scale = features.attention_scale or 1 / np.sqrt(head_dim)
@@ -241,7 +269,8 @@ def _attend(q: Doubles, k: Doubles, v: Doubles, features: Features, window: int)
             behind = np.arange(first, last)[:, None] - np.arange(last)[None, :]
             scores[(behind < 0) | (behind >= (window or n))] = -np.inf
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            out[first:last, head] = weights @ values[:last] / weights.sum(axis=1, keepdims=True)
+            met = _rounded(weights, scales[:last, head // group]) if integers else weights
+            out[first:last, head] = met @ values[:last] / weights.sum(axis=1, keepdims=True)
     return out.reshape(n, n_heads * head_dim)
 
 
@@ -265,7 +294,8 @@ def _attention(machine: _Machine, layer: int, x: Doubles, angles: Doubles) -> Do
         )
     q, k = _rotated(q, angles, magnitude), _rotated(k, angles, magnitude)
     mixed = machine.linear(
-        _attend(q, machine.cached(k), machine.cached(v), features, window), f"{prefix}attn_output"
+        _attend(q, machine.cached(k), machine.cached(v), features, window, machine.rounding.i16_cache),
+        f"{prefix}attn_output",
     )[0]
     return mixed + machine.values(f"{prefix}attn_output_bias") if "o_bias" in features.flags else mixed
 
