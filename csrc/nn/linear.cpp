@@ -11,6 +11,8 @@ namespace {
 
 // Weights that a thread takes at a time in a prefill: they stay in its second-level cache while the panels pass by.
 constexpr size_t kRunBytes = 128 << 10;
+// Panels that weights should meet at least where threads share out the rows.
+constexpr size_t kPanelsAPart = 4;
 // Weights of gate and up that meet a panel together.
 constexpr size_t kGatedBytes = 48 << 10;
 
@@ -30,6 +32,11 @@ class PackedInput {
   }
 
   size_t n_panels() const { return (input_.n_rows + rows_ - 1) / rows_; }
+  // Threads share out many rows in parts: what one of them writes of a row it then packs itself, and has it in its own caches.
+  size_t n_parts() const {
+    return std::clamp<size_t>(n_panels() / kPanelsAPart, 1, static_cast<size_t>(w_.pool.n_threads()));
+  }
+  size_t first_panel(size_t part) const { return n_panels() * part / n_parts(); }
   size_t first_row(size_t panel) const { return panel * rows_; }
   int rows_of(size_t panel) const { return static_cast<int>(std::min(rows_, input_.n_rows - first_row(panel))); }
   const uint8_t* panel(int kind, size_t panel, int thread) const {
@@ -91,21 +98,33 @@ int kind_of(const Matrix& weights, const LinearInput& input) {
   return weights.is_float() || input.activations == Activations::f32 ? 1 : 0;
 }
 
-// Runs body(begin, end, thread) over n_tiles tiles, after each thread has prepared the input once.
+// Some panels and the tiles that a thread multiplies them with.
+struct Work {
+  size_t first_panel, end_panel;
+  size_t begin, end;  // tiles
+  int thread;
+};
+
+// Runs body(Work) until all panels have met all tiles, after each thread has prepared the input once.
 template <class Body>
 void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t n_tiles, size_t tile_bytes,
                 const Body& body) {
-  const size_t threads = static_cast<size_t>(w.pool.n_threads());
-  const size_t fair = std::max<size_t>(1, n_tiles / (threads * 6));
-  const size_t grain = packed.n_panels() == 1 ? fair : std::min(fair, std::max<size_t>(1, kRunBytes / tile_bytes));
+  const size_t threads = static_cast<size_t>(w.pool.n_threads()), n_parts = packed.n_parts();
+  const size_t fair = std::max<size_t>(1, n_tiles * n_parts / (threads * 6));
+  const size_t at_once = packed.n_panels() == 1 ? fair : std::min(fair, std::max<size_t>(1, kRunBytes / tile_bytes));
+  const size_t n_runs = (n_tiles + at_once - 1) / at_once;
   bool ready[ThreadPool::kMaxThreads] = {};
-  w.pool.run(n_tiles, grain, [&](size_t begin, size_t end, int thread) {
+  w.pool.run(n_parts * n_runs, 1, [&](size_t first, size_t last, int thread) {
     if (!ready[thread]) {
       low.help(thread);
       packed.prepare(thread);
       ready[thread] = true;
     }
-    body(begin, end, thread);
+    for (size_t i = first; i < last; ++i) {
+      const size_t part = i / n_runs, begin = i % n_runs * at_once;
+      body(Work{packed.first_panel(part), packed.first_panel(part + 1), begin, std::min(begin + at_once, n_tiles),
+                thread});
+    }
   });
 }
 
@@ -161,9 +180,10 @@ void add_bias(const LinearTarget& target, const AdaptedTiles& to) {
 }
 
 void multiply_target(const Workspace& w, const LinearInput& input, const LowRankJob& low, const PackedInput& packed,
-                     const LinearTarget& target, size_t number, size_t begin, size_t end, int thread) {
-  const int kind = kind_of(*target.weights, input);
-  for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
+                     const LinearTarget& target, size_t number, const Work& work) {
+  const int kind = kind_of(*target.weights, input), thread = work.thread;
+  const size_t begin = work.begin, end = work.end;
+  for (size_t panel = work.first_panel; panel < work.end_panel; ++panel) {
     float* out = target.out + packed.first_row(panel) * target.stride + begin * kTile;
     const AdaptedTiles tiles = adapted_tiles(packed, number, panel, begin, end, out, target.stride);
     low.expect(tiles);
@@ -218,13 +238,14 @@ void linear(Workspace& w, const LinearInput& input, std::initializer_list<Linear
   }
   LowRankJob low(w, input);
   const PackedInput packed(w, input, low, needed[0], needed[1]);
-  over_tiles(w, low, packed, n_tiles, bytes, [&](size_t begin, size_t end, int thread) {
-    low.expect_next(begin, end, n_tiles);
+  over_tiles(w, low, packed, n_tiles, bytes, [&](const Work& work) {
+    low.expect_next(work.begin, work.end, n_tiles);
     size_t first = 0, number = 0;  // the targets' tiles are numbered one after the other
     for (const LinearTarget& target : targets) {
       const size_t last = first + target.weights->n_tiles();
-      const size_t b = std::max(begin, first), e = std::min(end, last);
-      if (b < e) multiply_target(w, input, low, packed, target, number, b - first, e - first, thread);
+      const size_t b = std::max(work.begin, first), e = std::min(work.end, last);
+      const Work here{work.first_panel, work.end_panel, b - first, e - first, work.thread};
+      if (b < e) multiply_target(w, input, low, packed, target, number, here);
       ++number;
       first = last;
     }
@@ -237,39 +258,40 @@ void linear_gated(Workspace& w, const LinearInput& input, const Matrix& gate, co
   const int gate_kind = kind_of(gate, input), up_kind = kind_of(up, input);
   LowRankJob low(w, input);
   const PackedInput packed(w, input, low, gate_kind == 0 || up_kind == 0, gate_kind == 1 || up_kind == 1);
-  over_tiles(w, low, packed, gate.n_tiles(), gate.tile_bytes + up.tile_bytes,
-             [&](size_t begin, size_t end, int thread) {
-               float* gated = own_tile(w, thread, 0);
-               float* upped = own_tile(w, thread, 1);
-               low.expect_next(begin, end, gate.n_tiles());
-               const size_t at_once = gated_tiles(packed.n_panels(), gate.tile_bytes + up.tile_bytes);
-               for (size_t tile = begin; tile < end; tile += at_once) {
-                 const size_t last = std::min(tile + at_once, end);
-                 for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
-                   const AdaptedTiles to_gate = adapted_tiles(packed, 0, panel, tile, last, gated, kCols);
-                   const AdaptedTiles to_up = adapted_tiles(packed, 1, panel, tile, last, upped, kCols);
-                   low.expect(to_gate), low.expect(to_up);
-                   multiply(w, packed, gate, gate_kind, panel, tile, last, thread, gated, kCols, false);
-                   multiply(w, packed, up, up_kind, panel, tile, last, thread, upped, kCols, false);
-                   adapt(low, to_gate), adapt(low, to_up);
-                   float* to = out + packed.first_row(panel) * stride + tile * kTile;
-                   for (size_t r = 0; r < static_cast<size_t>(packed.rows_of(panel)); ++r) {
-                     unit(gated + r * kCols, upped + r * kCols, (last - tile) * kTile, to + r * stride);
-                   }
-                 }
-               }
-             });
+  over_tiles(w, low, packed, gate.n_tiles(), gate.tile_bytes + up.tile_bytes, [&](const Work& work) {
+    const int thread = work.thread;
+    float* gated = own_tile(w, thread, 0);
+    float* upped = own_tile(w, thread, 1);
+    low.expect_next(work.begin, work.end, gate.n_tiles());
+    const size_t at_once = gated_tiles(packed.n_panels(), gate.tile_bytes + up.tile_bytes);
+    for (size_t tile = work.begin; tile < work.end; tile += at_once) {
+      const size_t last = std::min(tile + at_once, work.end);
+      for (size_t panel = work.first_panel; panel < work.end_panel; ++panel) {
+        const AdaptedTiles to_gate = adapted_tiles(packed, 0, panel, tile, last, gated, kCols);
+        const AdaptedTiles to_up = adapted_tiles(packed, 1, panel, tile, last, upped, kCols);
+        low.expect(to_gate), low.expect(to_up);
+        multiply(w, packed, gate, gate_kind, panel, tile, last, thread, gated, kCols, false);
+        multiply(w, packed, up, up_kind, panel, tile, last, thread, upped, kCols, false);
+        adapt(low, to_gate), adapt(low, to_up);
+        float* to = out + packed.first_row(panel) * stride + tile * kTile;
+        for (size_t r = 0; r < static_cast<size_t>(packed.rows_of(panel)); ++r) {
+          unit(gated + r * kCols, upped + r * kCols, (last - tile) * kTile, to + r * stride);
+        }
+      }
+    }
+  });
 }
 
 void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weights, float* const* rows) {
   const int kind = kind_of(weights, input);
   LowRankJob low(w, input);
   const PackedInput packed(w, input, low, kind == 0, kind == 1);
-  over_tiles(w, low, packed, weights.n_tiles(), weights.tile_bytes, [&](size_t begin, size_t end, int thread) {
+  over_tiles(w, low, packed, weights.n_tiles(), weights.tile_bytes, [&](const Work& work) {
+    const int thread = work.thread;
     float* result = own_tile(w, thread, 0);
-    for (size_t tile = begin; tile < end; ++tile) {
+    for (size_t tile = work.begin; tile < work.end; ++tile) {
       const size_t n = std::min(kTile, weights.rows - tile * kTile);
-      for (size_t panel = 0; panel < packed.n_panels(); ++panel) {
+      for (size_t panel = work.first_panel; panel < work.end_panel; ++panel) {
         multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, result, kTile, false);
         adapt(low, adapted_tiles(packed, 0, panel, tile, tile + 1, result, kTile));
         float* const* to = rows + packed.first_row(panel);
