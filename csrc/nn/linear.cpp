@@ -111,7 +111,8 @@ void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t
                 const Body& body) {
   const size_t threads = static_cast<size_t>(w.pool.n_threads()), n_parts = packed.n_parts();
   const size_t fair = std::max<size_t>(1, n_tiles * n_parts / (threads * 6));
-  const size_t at_once = packed.n_panels() == 1 ? fair : std::min(fair, std::max<size_t>(1, kRunBytes / tile_bytes));
+  const size_t in_cache = packed.n_panels() == 1 ? fair : std::max<size_t>(1, kRunBytes / tile_bytes);
+  const size_t at_once = threads == 1 ? n_tiles : std::min(fair, in_cache);
   const size_t n_runs = (n_tiles + at_once - 1) / at_once;
   bool ready[ThreadPool::kMaxThreads] = {};
   w.pool.run(n_parts * n_runs, 1, [&](size_t first, size_t last, int thread) {
