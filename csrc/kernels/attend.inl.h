@@ -7,8 +7,8 @@
 // Both products are the same small kernel: out(Q, columns) += a(Q, n) · b(n, columns) with b as the cache keeps it; for scores b is a
 // page of K, (head_dim, positions), for the output a page of V, (positions, head_dim). Where the cache has a scale a position, it multiplies
 // the scores, and the weights before they meet V. Integers of 16 bits meet integers: a query has a scale of its own, and the weights of a
-// page that of its largest. With a window a query begins at the page of the first position it sees; scores
-// before that are masked, and a page that it does not see at all leaves its sums alone.
+// page that of their largest. With a window a query begins at the page of the first position it sees; scores before that are masked, and a
+// page that it does not see at all leaves its sums alone.
 #pragma once
 
 #include "kernels/kernels.h"
