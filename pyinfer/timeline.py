@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinfer import _core
+from pyinfer.errors import Cancelled, ContextFullError, RequestError
 
 if TYPE_CHECKING:
     from pyinfer._core import Kv
-from pyinfer.errors import Cancelled, ContextFullError, RequestError
 
 __all__ = ["BARE", "Course", "Overlay", "Timeline", "require_process"]
 

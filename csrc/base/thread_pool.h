@@ -2,7 +2,7 @@
 //
 // A job is started and finished by its caller, who works as thread 0. Between jobs the others spin for a short while, since
 // the next job of a forward pass follows within microseconds, then sleep. Items are handed out in runs: each thread
-// first takes from its own fixed share, so that it meets the same weights every time and finds them in its own cache; a
+// first takes from its own fixed share, so that it meets the same weights, or rows, every time and finds them in its own cache; a
 // thread that is done helps the others. The caller waits only for threads that have entered the job: one that the system has not
 // scheduled meanwhile misses it, and holds nobody up.
 #pragma once

@@ -27,7 +27,7 @@ struct FloatProducts {
   static constexpr int kTogether = 1;
   static Sum start(F before) { return before; }
   static Sum add(Sum sum, F row, const Factor* factor) { return f_fma(f_set(*factor), row, sum); }
-  static F finish(Sum sum, F, float) { return sum; }
+  static F finish(Sum sum, F, const float*) { return sum; }
 };
 
 struct KvF16 : FloatProducts {
@@ -51,7 +51,7 @@ struct KvI16 {
   static I load(const Value* p) { return i_load(p); }
   static Sum start(F) { return i_set(0); }
   static Sum add(Sum sum, I pairs, const Factor* factors) { return i_add_pairs(sum, pairs, factors); }
-  static F finish(Sum sum, F before, float scale) { return f_fma(f_from_i(sum), f_set(scale), before); }
+  static F finish(Sum sum, F before, const float* scale) { return f_fma(f_from_i(sum), f_set(*scale), before); }
 };
 
 template <class Kv>
@@ -89,7 +89,7 @@ struct Product {
   const float* scales;           // of rows of integers
   int n;
   const typename Kv::Value* b;  // (n, columns)
-  int b_stride;                 // from one column's values of a row to those of the next
+  int b_stride;                 // columns of a row of b in the cache
   float* out;                   // (queries, columns)
   int out_stride;
   bool adds;  // to what is there
@@ -124,7 +124,7 @@ inline void multiply_add(const Product<Kv>& product, int column) {
   for (int i = 0; i < Q; ++i) {
     PYINFER_UNROLL
     for (int v = 0; v < V; ++v)
-      f_store(out + i * product.out_stride + v * kLanes, Kv::finish(sums[i][v], before(i, v), product.scales[i]));
+      f_store(out + i * product.out_stride + v * kLanes, Kv::finish(sums[i][v], before(i, v), product.scales + i));
   }
 }
 
@@ -256,10 +256,11 @@ inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page) 
     multiply_add_queries<Kv>(queries.n, product, longest);
   }
 
-  alignas(kCacheLine) float before[kRoundLanes], sums[kRoundLanes] = {}, factors[kRoundLanes];
+  alignas(kCacheLine) float before[kRoundLanes], sums[kRoundLanes] = {}, decay[kRoundLanes];
   float scales[kRoundLanes] = {};
   alignas(kCacheLine) int16_t integers[kIntegers<Kv> ? kQueries : 1][kPagePositions];
   memcpy(before, queries.m, sizeof before);
+  // Behind `longest` scores are whatever stood there, until they are masked.
   for (int i = 0; i < queries.n; ++i) {
     if (n_masked[i] >= kPagePositions) continue;
     if constexpr (Kv::kScaled) scale_positions(queries.s[i], k_scales);
@@ -268,7 +269,7 @@ inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page) 
     queries.m[i] = largest_score(queries.s[i], queries.m[i]);
   }
   for (int i = 0; i < queries.n; i += kLanes)
-    f_store(factors + i, f_exp(f_sub(f_load(before + i), f_load(queries.m + i))));
+    f_store(decay + i, f_exp(f_sub(f_load(before + i), f_load(queries.m + i))));
   for (int i = 0; i < queries.n; ++i) {
     if (n_masked[i] >= kPagePositions) {
       memset(queries.s[i], 0, sizeof queries.s[i]);
@@ -281,10 +282,10 @@ inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page) 
     } else if constexpr (Kv::kScaled) {
       scale_positions(queries.s[i], v_scales);
     }
-    scale_row(queries.o + i * args.v_stride, args.v_stride, factors[i]);
+    scale_row(queries.o + i * args.v_stride, args.v_stride, decay[i]);
   }
   for (int i = 0; i < queries.n; i += kLanes)
-    f_store(queries.l + i, f_add(f_mul(f_load(queries.l + i), f_load(factors + i)), f_load(sums + i)));
+    f_store(queries.l + i, f_add(f_mul(f_load(queries.l + i), f_load(decay + i)), f_load(sums + i)));
 
   const auto* weights = (const typename Kv::Factor*)(kIntegers<Kv> ? (const void*)integers : (const void*)queries.s);
   const Product<Kv> product{weights, scales, longest, v, args.v_stride, queries.o, args.v_stride, true};

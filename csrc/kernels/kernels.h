@@ -55,8 +55,8 @@ struct AttendArgs {
   float* out;  // (n_rows, out_stride), of each row n_heads · head_dim
   size_t out_stride;
   int n_rows;
-  int n_heads;  // query heads of the group
-  int head_dim;
+  int n_heads;                  // query heads of the group
+  int head_dim;                 // even
   int first_position;           // row r sees positions 0 … first_position + r
   int window;                   // of them the last `window`; 0: all
   float softcap;                // scores become softcap · tanh(score / softcap); 0: they do not

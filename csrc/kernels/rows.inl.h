@@ -211,11 +211,16 @@ inline void i_store(int8_t* p, I a) { i_store_bytes(p, a); }
 inline void i_store(int16_t* p, I a) { i_store_words(p, a); }
 
 // Whole vectors x ≈ scale · q as integers q = round(x · Most / max|x|); returns the scale max|x| / Most, NaN if a value is not finite.
+// Integers are 0 then, and where Most / max|x| might overflow.
 template <int Most, class Int>
 inline float to_integers(const float* x, int n, Int* q) {
   const float magnitude = largest_magnitude(x, n);
-  const F inverse = f_set(magnitude >= Most * kLeastMagnitude ? Most / magnitude : 0.0f);
-  for (int i = 0; i < n; i += kLanes) i_store(q + i, f_round(f_mul(f_load(x + i), inverse)));
+  if (magnitude >= Most * kLeastMagnitude) {
+    const F inverse = f_set(Most / magnitude);
+    for (int i = 0; i < n; i += kLanes) i_store(q + i, f_round(f_mul(f_load(x + i), inverse)));
+  } else {
+    memset(q, 0, (size_t)n * sizeof *q);
+  }
   return magnitude / Most;
 }
 
@@ -229,10 +234,11 @@ struct RowIntegers {
     if (n % kLanes == 0) {
       scale = to_integers<Most>(x, n, q);
     } else {
+      const int whole = n + kLanes - n % kLanes;
       float padded[kMaxHeadDim];
       memcpy(padded, x, (size_t)n * sizeof(float));
-      memset(padded + n, 0, (size_t)(kLanes - n % kLanes) * sizeof(float));
-      scale = to_integers<Most>(padded, n, q);
+      memset(padded + n, 0, (size_t)(whole - n) * sizeof(float));
+      scale = to_integers<Most>(padded, whole, q);
     }
   }
 };
@@ -248,6 +254,7 @@ void store_kv_q8(const float* k, const float* v, int head_dim, int v_stride, int
 
 // Keys and values are up to kMostStored, the queries and weights that they meet up to kMostMet: sums of kPagePositions products fit 32 bits.
 constexpr int kMostStored = 4095, kMostMet = 8191;
+static_assert((int64_t)kPagePositions * kMostStored * kMostMet <= INT32_MAX, "sums of a page fit");
 
 void store_kv_i16(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place,
                   uint8_t* v_place) {

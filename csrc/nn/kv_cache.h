@@ -1,7 +1,7 @@
 // The keys and values of one sequence in pages of 64 positions. A page holds all layers and heads:
 //   [layer][kv head] { K (head_dim, 64), V (64, v_stride) }
 // K lies transposed so that 64 scores are computed side by side, V in rows so that an output head is. Values are halves, or signed
-// bytes with a float scale a position behind each K and each V.
+// integers with a float scale a position behind each K and each V: bytes, or of 16 bits as K (head_dim / 2, 64, 2), V (32, v_stride, 2).
 #pragma once
 
 #include <cstddef>

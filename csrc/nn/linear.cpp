@@ -9,10 +9,10 @@
 namespace pyinfer {
 namespace {
 
-// Weights that a thread takes at a time in a prefill: they stay in its second-level cache while the panels pass by.
+// Weights that a thread of several takes at a time in a prefill: they stay in its second-level cache while the panels pass by.
 constexpr size_t kRunBytes = 128 << 10;
-// Panels that weights should meet at least where threads share out the rows.
-constexpr size_t kPanelsAPart = 4;
+// Panels that weights should meet at least where threads share out the rows: each part reads all weights.
+constexpr size_t kPanelsAPart = 16;
 // Weights of gate and up that meet a panel together.
 constexpr size_t kGatedBytes = 48 << 10;
 
@@ -112,7 +112,7 @@ void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t
   const size_t threads = static_cast<size_t>(w.pool.n_threads()), n_parts = packed.n_parts();
   const size_t fair = std::max<size_t>(1, n_tiles * n_parts / (threads * 6));
   const size_t in_cache = packed.n_panels() == 1 ? fair : std::max<size_t>(1, kRunBytes / tile_bytes);
-  const size_t at_once = threads == 1 ? n_tiles : std::min(fair, in_cache);
+  const size_t at_once = std::max<size_t>(1, threads == 1 ? n_tiles : std::min(fair, in_cache));
   const size_t n_runs = (n_tiles + at_once - 1) / at_once;
   bool ready[ThreadPool::kMaxThreads] = {};
   w.pool.run(n_parts * n_runs, 1, [&](size_t first, size_t last, int thread) {

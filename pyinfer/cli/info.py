@@ -52,12 +52,14 @@ def execute(options: argparse.Namespace) -> int:
 def _of_model_file(path: Path, ctx: int | None, verify: bool) -> dict[str, Any]:
     from pyinfer import _core
     from pyinfer.convert.metadata import Metadata
+    from pyinfer.model import chosen_activations
     from pyinfer.tokenizer import Tokenizer
 
     file = _core.ModelFile(str(path))
     metadata = Metadata.from_json(file.metadata())
     Tokenizer.open(file)
     context = _context(ctx, file.spec["context"])
+    engine = _core.Engine(file, activations=chosen_activations(None), prefetch=False)
     return {
         "path": str(path),
         "kind": "model.bin",
@@ -65,7 +67,7 @@ def _of_model_file(path: Path, ctx: int | None, verify: bool) -> dict[str, Any]:
         **_head(metadata, dict(file.spec)),
         "landed": [asdict(landing) for landing in metadata.landed],
         "source": asdict(metadata.source),
-        "memory": {"context": context, **_core.Engine(file, prefetch=False).memory(context)},
+        "memory": {"context": context, **engine.memory(context)},
         "verified": _verified(file, path) if verify else None,
     }
 

@@ -92,7 +92,8 @@ static void test_model(void) {
   CHECK(half.weights == info.file_bytes && half.workspace > 0);
   REFUSED(pyi_model_get_memory(model, 0, PYI_KV_F16, &half, sizeof half), PYI_REQUEST, "context: expected 1 to");
   REFUSED(pyi_model_get_memory(model, UINT64_MAX, PYI_KV_F16, &half, sizeof half), PYI_REQUEST, "context");
-  REFUSED(pyi_model_get_memory(model, 64, 7, &half, sizeof half), PYI_REQUEST, "kv: expected PYI_KV_AUTO, _F16, _I16 or _Q8");
+  REFUSED(pyi_model_get_memory(model, 64, 7, &half, sizeof half), PYI_REQUEST,
+          "kv: expected PYI_KV_AUTO, _F16, _I16 or _Q8");
   pyi_model_close(model);
 }
 

@@ -26,20 +26,24 @@ struct Cache {
         v_stride(reference::padded(dim, 16)),
         k_offset(192),
         v_offset(192 + (2 * dim + 4) * kPagePositions + 64) {
-    for (std::size_t page = 0; page * kPagePositions < n_positions; ++page) {
+    for (std::size_t position = 0; position < n_positions; ++position) {
+      const std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim);
+      put(kernels, position, k, v);
+    }
+  }
+
+  // Stores a position behind those that are there, or again.
+  void put(const Kernels& kernels, std::size_t position, const std::vector<float>& k, const std::vector<float>& v) {
+    if (position / kPagePositions == pages.size()) {
       pages.emplace_back(v_offset + (2 * v_stride + 4) * kPagePositions + 64);
       starts.push_back(pages.back().data());
     }
-    for (std::size_t position = 0; position < n_positions; ++position) add(kernels, random, position);
-  }
-
-  void add(const Kernels& kernels, Random& random, std::size_t position) {
-    const std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim);
     std::uint8_t* page = pages[position / kPagePositions].data();
     kernels.store_kv[format](k.data(), v.data(), static_cast<int>(head_dim), static_cast<int>(v_stride),
                              static_cast<int>(position % kPagePositions), page + k_offset, page + v_offset);
-    keys.push_back(as_stored(k)), values.push_back(as_stored(v));
-    scales.push_back(reference::greatest(v) / 4095);
+    const std::size_t n = std::max(keys.size(), position + 1);
+    keys.resize(n), values.resize(n), scales.resize(n);
+    keys[position] = as_stored(k), values[position] = as_stored(v), scales[position] = reference::greatest(v) / 4095;
   }
 
   std::vector<double> as_stored(const std::vector<float>& x) const {
@@ -195,11 +199,52 @@ TEST(attend, a_row_does_not_depend_on_its_neighbours) {
 // Scores of ±1000: weights of exactly 0 and 1, and no overflow on the way.
 TEST(attend, with_extreme_scores) {
   on_every_isa([](const Kernels& kernels) {
-    Random random(14);
-    const std::size_t head_dim = 16, n_seen = 130;
-    const Cache cache(kernels, random, kKvF16, head_dim, n_seen);
-    const std::vector<float> q = random.normals(head_dim, 200.0);
-    const std::vector<float> out = cache.attend(kernels, q, 1, 1, n_seen - 1, head_dim);
-    cache.check(q.data(), out.data(), n_seen);
+    for (const KvFormat format : {kKvF16, kKvQ8, kKvI16}) {
+      Random random(14);
+      const std::size_t head_dim = 16, n_seen = 130;
+      const Cache cache(kernels, random, format, head_dim, n_seen);
+      const std::vector<float> q = random.normals(head_dim, 200.0);
+      const std::vector<float> out = cache.attend(kernels, q, 1, 1, n_seen - 1, head_dim);
+      cache.check(q.data(), out.data(), n_seen);
+    }
+  });
+}
+
+// All integers at their most: sums of a page are 4095 * 8191 * 64, within a few millionths of 2^31.
+TEST(attend, with_the_largest_integers) {
+  on_every_isa([](const Kernels& kernels) {
+    for (const std::size_t head_dim : {64, 128}) {
+      for (const float sign : {1.0f, -1.0f}) {
+        Random random(17);
+        Cache cache(kernels, random, kKvI16, head_dim, 0);
+        const std::vector<float> k(head_dim, sign * 2.0f), v(head_dim, sign), q(head_dim, 0.01f);
+        for (std::size_t position = 0; position < 130; ++position) cache.put(kernels, position, k, v);
+        const std::vector<float> out = cache.attend(kernels, q, 1, 1, 129, head_dim);
+        cache.check(q.data(), out.data(), 130);
+      }
+    }
+  });
+}
+
+// What is not a number shows where it is seen, and nowhere else: not in rows before it, in its page or in its pair of positions either.
+TEST(attend, nan_is_seen_by_those_behind_it_alone) {
+  on_every_isa([](const Kernels& kernels) {
+    const std::size_t head_dim = 32, n = 70;
+    for (const bool in_key : {false, true}) {
+      for (const std::size_t bad : {0, 1, 40, 41, 64, 69}) {
+        Random random(18);
+        Cache cache(kernels, random, kKvI16, head_dim, n);
+        const std::vector<float> q = random.normals(n * head_dim, 0.5);
+        const std::vector<float> clean = cache.attend(kernels, q, n, 1, 0, head_dim);
+        std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim);
+        (in_key ? k : v)[5] = NAN;
+        cache.put(kernels, bad, k, v);
+        const std::vector<float> out = cache.attend(kernels, q, n, 1, 0, head_dim);
+        for (std::size_t row = 0; row < n; ++row) {
+          for (std::size_t at = row * head_dim; at < (row + 1) * head_dim; ++at)
+            CHECK(row < bad ? out[at] == clean[at] : std::isnan(out[at]));
+        }
+      }
+    }
   });
 }

@@ -201,6 +201,19 @@ TEST(forward, bits_do_not_depend_on_threads_or_chunks) {
 }
 
 // Windows of less than a page, of a page and of more, so that rows of one round begin at different pages.
+// Rows enough for threads to share them out, which takes 32 panels.
+TEST(forward, bits_do_not_depend_on_who_takes_which_rows) {
+  Random random(19);
+  const tiny::Model tiny(tiny::Shape(), random.bits());
+  const std::vector<int> tokens = random_tokens(random, 400, 101);
+  on_every_isa([&](const Kernels& kernels) {
+    const std::vector<float> alone = Runner(kernels, tiny, Activations::int8, 1).run(tokens, 400, kKvI16);
+    for (const int threads : {2, 5}) {
+      CHECK(Runner(kernels, tiny, Activations::int8, threads).run(tokens, 400, kKvI16) == alone);
+    }
+  });
+}
+
 TEST(forward, bits_of_windows_and_soft_caps_do_not_depend_on_threads_or_chunks) {
   for (const std::uint32_t window : {3u, 64u, 100u}) {
     tiny::Shape shape = family_shapes().back();
@@ -325,10 +338,12 @@ TEST(forward, nan_reaches_the_logits) {
         if (tensor.format == Format::vector) std::memcpy(tensor.bytes.data(), &whole, 4);
         if (tensor.format != Format::vector) std::memcpy(tensor.bytes.data(), &half, 2);  // the scale of a block
       }
-      const std::vector<float> logits = Runner(kernels, tiny, Activations::int8).run({1, 2, 3}, 3);
-      const bool any = std::any_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x); });
-      check::report(any, __FILE__, __LINE__,
-                    std::string(kernels.isa) + ": NaN in role " + std::to_string(role) + " vanishes");
+      for (const KvFormat format : {kKvF16, kKvQ8, kKvI16}) {
+        const std::vector<float> logits = Runner(kernels, tiny, Activations::int8).run({1, 2, 3}, 3, format);
+        const bool any = std::any_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x); });
+        check::report(any, __FILE__, __LINE__,
+                      std::string(kernels.isa) + ": NaN in role " + std::to_string(role) + " vanishes");
+      }
     }
   });
 }

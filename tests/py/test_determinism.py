@@ -49,10 +49,10 @@ def assert_same_bits(ours: Logits, expected: Logits) -> None:
 
 @pytest.mark.parametrize("name", PROBED)
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("activations", ["int8", "f32"])
-def test_threads_and_chunks(name: str, isa: str, activations: str, tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["int8 f16", "int8 i16", "f32 f16"])
+def test_threads_and_chunks(name: str, isa: str, kind: str, tiny: Tiny, tmp_path: Path) -> None:
     ids = tokens(named(name), PROBED[name])
-    answer = probe_logits(tiny(named(name))[1], ids, tmp_path, isa, activations)
+    answer = probe_logits(tiny(named(name))[1], ids, tmp_path, isa, *kind.split())
     assert answer.isa == isa and np.isfinite(answer.logits).all()
     first = next(iter(answer.digests.values()))
     assert [way for way, digest in answer.digests.items() if digest != first] == []
