@@ -78,9 +78,9 @@ def isas() -> list[tuple[str, bool]]:
 def active_isa() -> str:
     """The one in use: the best that runs here, or what PYINFER_ISA named when the module was imported."""
 
-def usual_kv(activations: Literal["int8", "f32"] = "int8") -> Literal["f16", "i16"]:
-    """How sessions keep keys and values unless told otherwise: what this CPU is faster with, and halves with float
-    activations.
+def usual_kv(activations: Literal["int8", "f32"], biased_keys: bool) -> Literal["f16", "i16"]:
+    """How sessions keep keys and values unless told otherwise: what this CPU is faster with, but halves with float
+    activations or biased keys.
     """
 
 def default_threads() -> int:

@@ -73,7 +73,7 @@ def load(
         activations: `int8` (fast) or `f32` (a slow reference). None: what PYINFER_ACTIVATIONS says, or int8.
         kv: How keys and values are kept: `f16` as halves, `i16` as 16-bit integers with a scale a position and head
             (some 3 % more memory), `q8` as bytes in half the memory, at a small cost in quality. `auto`: `i16` where
-            the processor is faster with them (AVX-512 VNNI) and activations are `int8`, else `f16`.
+            the processor is faster with them (AVX-512 VNNI), activations are `int8` and keys have no bias, else `f16`.
         huge_pages: Pages of 2 MiB for the weights, which are read faster than pages of 4 KiB. `auto`: where the
             system's cache of the file has them, as it does on Linux for files that pyinfer wrote. `on`: in a private
             copy of the file, made while loading; Linux only. `off`: none are asked for.
@@ -161,7 +161,9 @@ class Model(Answering):
         """Name, licence, chat template, special tokens and where the model came from."""
         self.tokenizer = Tokenizer.open(file)
         self.activations = activations
-        self.kv: Literal["f16", "i16", "q8"] = _core.usual_kv(activations) if kv == "auto" else kv
+        self.kv: Literal["f16", "i16", "q8"] = (
+            _core.usual_kv(activations, self.spec["qkv_bias"]) if kv == "auto" else kv
+        )
         """How keys and values are kept: `f16`, `i16` or `q8`."""
         self.format = format
         """The prompt format that chats use unless they name one; None: the model's own."""

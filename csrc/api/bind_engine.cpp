@@ -28,8 +28,10 @@ py::dict memory_dict(const Engine& engine, size_t context, const std::string& kv
 void bind_engine(py::module_& m) {
   m.def(
       "usual_kv",
-      [](const std::string& activations) { return usual_kv(activations_named(activations)) == kKvI16 ? "i16" : "f16"; },
-      py::arg("activations") = "int8");
+      [](const std::string& activations, bool biased_keys) {
+        return usual_kv(activations_named(activations), biased_keys) == kKvI16 ? "i16" : "f16";
+      },
+      py::arg("activations"), py::arg("biased_keys"));
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](std::shared_ptr<ModelFile> file, int threads, const std::string& activations, bool prefetch) {
              auto engine = std::make_shared<Engine>(std::move(file), threads, activations_named(activations));

@@ -144,8 +144,8 @@ void check_rest(const void* from, size_t size, size_t known, const char* name) {
                                           " bytes that this version knows, found something else");
 }
 
-KvFormat kv_of(Activations activations, int32_t value) {
-  if (value == PYI_KV_AUTO) return usual_kv(activations);
+KvFormat kv_of(const Model& model, int32_t value) {
+  if (value == PYI_KV_AUTO) return usual_kv(model.activations, model.file->spec().has(kQkvBias));
   if (value == PYI_KV_F16) return kKvF16;
   if (value == PYI_KV_I16) return kKvI16;
   if (value == PYI_KV_Q8) return kKvQ8;

@@ -150,6 +150,6 @@ inline void check_reserved(int32_t value, const char* name) {
     throw Error(ErrorKind::unsupported, std::string(name) + ".reserved: expected 0, found " + std::to_string(value));
 }
 
-KvFormat kv_of(Activations activations, int32_t value);
+KvFormat kv_of(const Model& model, int32_t value);
 
 }  // namespace pyinfer::capi

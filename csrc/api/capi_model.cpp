@@ -44,11 +44,11 @@ std::shared_ptr<capi::Model> open_model(const char* path, const pyi_model_option
   if (path == nullptr) capi::refuse("path", "a path", "NULL");
   auto model = std::make_shared<capi::Model>();
   model->activations = activations_of(options.activations);
-  model->kv = capi::kv_of(model->activations, options.kv);
   const bool prefetch = flag_of(options.prefetch, "prefetch");
   const HugePages huge_pages = huge_pages_of(options.huge_pages, prefetch);
   capi::check_reserved(options.reserved, "pyi_model_options");
   model->file = std::make_shared<const ModelFile>(path, huge_pages);
+  model->kv = capi::kv_of(*model, options.kv);
   model->context_limit = context_limit(options.context_limit, model->file->spec().context);
   model->engine = std::make_shared<Engine>(model->file, options.threads, model->activations);
   if (prefetch) model->engine->prefetch();
@@ -123,7 +123,7 @@ pyi_status pyi_model_get_info(const pyi_model* model, pyi_model_info* info, size
 pyi_status pyi_model_get_memory(const pyi_model* model, uint64_t context, int32_t kv, pyi_memory* memory, size_t size) {
   return guarded([&] {
     const auto opened = capi::get(model);
-    const MemoryNeeds needs = opened->engine->memory(checked_context(context), capi::kv_of(opened->activations, kv));
+    const MemoryNeeds needs = opened->engine->memory(checked_context(context), capi::kv_of(*opened, kv));
     capi::give(pyi_memory{size, needs.weights, needs.kv_cache, needs.workspace}, memory, size, "pyi_memory");
   });
 }

@@ -36,7 +36,7 @@ size_t session_context(uint64_t asked, size_t limit) {
 
 std::shared_ptr<capi::OpenSession> open_session(const capi::Model& model, const pyi_session_options& options) {
   capi::check_reserved(options.reserved, "pyi_session_options");
-  const KvFormat kv = options.kv == -1 ? model.kv : capi::kv_of(model.activations, options.kv);
+  const KvFormat kv = options.kv == -1 ? model.kv : capi::kv_of(model, options.kv);
   auto opened = std::make_shared<capi::OpenSession>();
   opened->session = std::make_shared<Session>(model.engine, session_context(options.context, model.context_limit), kv);
   opened->logits = std::make_unique<float[]>(opened->n_vocab());

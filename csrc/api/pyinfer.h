@@ -96,7 +96,7 @@ PYI_API int32_t pyi_default_threads(void);
 enum { PYI_INT8 = 0, PYI_FLOAT32 = 1 }; /* activations: fast, or the slow reference */
 enum { PYI_HUGE_PAGES_AUTO = 0, PYI_HUGE_PAGES_ON = 1, PYI_HUGE_PAGES_OFF = 2 };
 /* Keys and values: halves, bytes with scales in about half the memory, or 16-bit integers with scales; _AUTO: _I16 where the processor is
- * faster with them and activations are PYI_INT8, else _F16. With each of the others logits have the same bits on every processor. */
+ * faster with them, activations are PYI_INT8 and keys have no bias, else _F16. With each of the others logits have the same bits on every processor. */
 enum { PYI_KV_F16 = 0, PYI_KV_Q8 = 1, PYI_KV_I16 = 2, PYI_KV_AUTO = 3 };
 
 typedef struct pyi_model_options {

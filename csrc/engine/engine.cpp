@@ -16,7 +16,9 @@ std::string text(size_t value) { return std::to_string(value); }
 
 }  // namespace
 
-KvFormat usual_kv(Activations activations) { return activations == Activations::int8 ? active_kernels().kv : kKvF16; }
+KvFormat usual_kv(Activations activations, bool biased_keys) {
+  return activations == Activations::int8 && !biased_keys ? active_kernels().kv : kKvF16;
+}
 
 Engine::Engine(std::shared_ptr<const ModelFile> file, int threads, Activations activations)
     : file_(std::move(file)),

@@ -28,8 +28,9 @@ struct BatchItem {
   bool all_logits;
 };
 
-// How sessions keep keys and values unless told otherwise: halves with float activations, else what this processor is faster with.
-KvFormat usual_kv(Activations activations);
+// How sessions keep keys and values unless told otherwise: what this processor is faster with, but halves with float activations, and where
+// keys have a bias, which makes a few dimensions so large that the others would be coarse integers.
+KvFormat usual_kv(Activations activations, bool biased_keys);
 
 class Engine {
  public:
@@ -45,7 +46,7 @@ class Engine {
   int n_threads() const { return pool_.n_threads(); }
   const char* isa() const { return workspace_.kernels.isa; }
   KvShape kv_shape(KvFormat format) const { return model_.kv_shape(format); }
-  KvFormat usual_kv() const { return pyinfer::usual_kv(model_.activations); }
+  KvFormat usual_kv() const { return pyinfer::usual_kv(model_.activations, spec().has(kQkvBias)); }
   MemoryNeeds memory(size_t context, KvFormat format) const;
   // Has the system read the weights ahead, in the background; with HugePages::on they are read now, see MappedFile.
   void prefetch() const { file_->mapping().prefetch(); }

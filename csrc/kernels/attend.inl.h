@@ -217,7 +217,7 @@ inline float to_factors(const float* weights, const float* scales, int16_t* fact
     const F weight = f_load(weights + i);
     f_store(scaled + i, f_keep_from(f_mul(weight, f_load(scales + i)), weight, f_set(kLeastWeight)));
   }
-  return to_integers<kMostMet>(scaled, kPagePositions, factors);
+  return to_integers<kMostWeight>(scaled, kPagePositions, factors);
 }
 
 // Asks for the scales of a page, which are needed at once and lie where the processor does not expect to go next.
@@ -302,7 +302,7 @@ inline void put_query(Queries<Kv>& queries, int i, const float* q, int head_dim)
     }
   };
   if constexpr (kIntegers<Kv>) {
-    const RowIntegers<kMostMet, int16_t> integers(q, head_dim);
+    const RowIntegers<kMostQuery, int16_t> integers(q, head_dim);
     queries.q_scale[i] = integers.scale;
     put(integers.q);
   } else {

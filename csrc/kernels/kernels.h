@@ -45,7 +45,7 @@ struct MatmulArgs {
 };
 typedef void (*Matmul)(const MatmulArgs&);
 
-// How keys and values are kept: halves, or signed integers of 8 or 13 bits (in 16) with a float scale a position and head.
+// How keys and values are kept: halves, or signed integers of 8, or 13 and 14, bits with a float scale a position and head.
 enum KvFormat { kKvF16, kKvQ8, kKvI16, kKvFormats };
 
 // Attention of n_rows consecutive positions of one sequence, for the query heads that share one KV head.

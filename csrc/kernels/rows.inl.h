@@ -252,13 +252,16 @@ void store_kv_q8(const float* k, const float* v, int head_dim, int v_stride, int
   memcpy(v_place + v_stride * kPagePositions + 4 * slot, &values.scale, sizeof values.scale);
 }
 
-// Keys and values are up to kMostStored, the queries and weights that they meet up to kMostMet: sums of kPagePositions products fit 32 bits.
-constexpr int kMostStored = 4095, kMostMet = 8191;
-static_assert((int64_t)kPagePositions * kMostStored * kMostMet <= INT32_MAX, "sums of a page fit");
+// The largest integers of 16-bit caches. Sums of kPagePositions products fit 32 bits; of their bits keys get one more than the queries they
+// meet, since they have the larger outliers, and weights one more than values.
+constexpr int kMostKey = 8191, kMostQuery = 4095, kMostValue = 4095, kMostWeight = 8191;
+static_assert((int64_t)kPagePositions * kMostKey * kMostQuery <= INT32_MAX, "scores fit");
+static_assert((int64_t)kPagePositions * kMostValue * kMostWeight <= INT32_MAX, "outputs of a page fit");
 
 void store_kv_i16(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place,
                   uint8_t* v_place) {
-  const RowIntegers<kMostStored, int16_t> keys(k, head_dim), values(v, head_dim);
+  const RowIntegers<kMostKey, int16_t> keys(k, head_dim);
+  const RowIntegers<kMostValue, int16_t> values(v, head_dim);
   for (int i = 0; i < head_dim; i += 2) memcpy(k_place + 2 * (i * kPagePositions + 2 * slot), keys.q + i, 4);
   memcpy(k_place + 2 * head_dim * kPagePositions + 4 * slot, &keys.scale, sizeof keys.scale);
   int16_t* to = (int16_t*)v_place + slot / 2 * 2 * v_stride + slot % 2;

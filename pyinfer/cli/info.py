@@ -85,7 +85,7 @@ def _of_source(path: Path, ctx: int | None, verify: bool) -> dict[str, Any]:
     landed = [{**asdict(group), "rms_error": 0.0 if group.exact else None} for group in info.groups]
     for group in landed:
         del group["exact"]
-    kv = _core.usual_kv(chosen_activations(None))
+    kv = _core.usual_kv(chosen_activations(None), info.spec.qkv_bias)
     memory = {"weights": info.output_bytes, "kv_cache": kv_cache_bytes(spec, context, kv), "workspace": None}
     return {
         "path": str(path),

@@ -43,11 +43,12 @@ struct Cache {
                              static_cast<int>(position % kPagePositions), page + k_offset, page + v_offset);
     const std::size_t n = std::max(keys.size(), position + 1);
     keys.resize(n), values.resize(n), scales.resize(n);
-    keys[position] = as_stored(k), values[position] = as_stored(v), scales[position] = reference::greatest(v) / 4095;
+    keys[position] = as_stored(k, 8191), values[position] = as_stored(v, 4095),
+    scales[position] = reference::greatest(v) / 4095;
   }
 
-  std::vector<double> as_stored(const std::vector<float>& x) const {
-    if (format != kKvF16) return reference::as_integers(x, format == kKvQ8 ? 127 : 4095);
+  std::vector<double> as_stored(const std::vector<float>& x, float most) const {
+    if (format != kKvF16) return reference::as_integers(x, format == kKvQ8 ? 127 : most);
     std::vector<double> stored;
     for (const float value : x) stored.push_back(reference::half_value(reference::nearest_half(value)));
     return stored;
@@ -85,7 +86,7 @@ struct Cache {
     const std::size_t begin = window > 0 && n_seen > window ? n_seen - window : 0;
     const std::vector<float> row(given, given + head_dim);
     const std::vector<double> q =
-        format == kKvI16 ? reference::as_integers(row, 8191) : std::vector<double>(row.begin(), row.end());
+        format == kKvI16 ? reference::as_integers(row, 4095) : std::vector<double>(row.begin(), row.end());
     std::vector<double> scores;
     double score_error = 0;
     for (std::size_t position = begin; position < n_seen; ++position) {

@@ -161,7 +161,7 @@ namespace {
 
 // One scale a position: q = round(x * most / max|x|), ties to even, the scale behind the page's integers.
 template <class Int>
-void check_integers(KvFormat format, float most) {
+void check_integers(KvFormat format, float most_key, float most_value) {
   on_every_isa([&](const Kernels& kernels) {
     Random random(15);
     for (const std::size_t head_dim : {2, 6, 8, 14, 16, 48, 64, 80, 128, 1024}) {
@@ -172,7 +172,7 @@ void check_integers(KvFormat format, float most) {
       kernels.store_kv[format](k.data(), v.data(), static_cast<int>(head_dim), static_cast<int>(stride),
                                static_cast<int>(slot), keys.data(), values.data());
       const auto check = [&](const std::vector<float>& x, const std::vector<std::uint8_t>& place, std::size_t width,
-                             const auto& index) {
+                             float most, const auto& index) {
         const float greatest = reference::greatest(x);
         float scale = 0;
         std::memcpy(&scale, &place[width * sizeof(Int) * kPagePositions + 4 * slot], 4);
@@ -187,9 +187,9 @@ void check_integers(KvFormat format, float most) {
         CHECK(touched <= head_dim * sizeof(Int) + 4);
       };
       // Of integers of two bytes two dimensions of K, and two positions of V, stand side by side.
-      check(k, keys, head_dim,
+      check(k, keys, head_dim, most_key,
             [&](std::size_t i) { return i / together * kPagePositions * together + slot * together + i % together; });
-      check(v, values, stride,
+      check(v, values, stride, most_value,
             [&](std::size_t i) { return slot / together * stride * together + i * together + slot % together; });
     }
   });
@@ -198,6 +198,6 @@ void check_integers(KvFormat format, float most) {
 }  // namespace
 
 TEST(rows, keys_and_values_are_stored_as_integers_with_a_scale) {
-  check_integers<std::int8_t>(kKvQ8, 127);
-  check_integers<std::int16_t>(kKvI16, 4095);
+  check_integers<std::int8_t>(kKvQ8, 127, 127);
+  check_integers<std::int16_t>(kKvI16, 8191, 4095);
 }

@@ -30,7 +30,7 @@ class Rounding:
 
     int8_activations: bool = False  # inputs of linear layers whose weights are integers: int8 in blocks of 32
     f16_cache: bool = False  # keys (after rotation) and values as IEEE halves
-    i16_cache: bool = False  # both as integers up to 4095 that meet integers up to 8191, see _attend
+    i16_cache: bool = False  # both as integers of 13 and 14 bits, see _attend
     float32_noise: int | None = None  # seed: every linear output off by up to what float32 sums may err
 
 
@@ -255,7 +255,7 @@ def _attend(
     """
     scales = np.zeros((*v.shape[:2], 1))
     if integers:
-        (q, q_scale), (k, k_scale), (v, scales) = _integers(q, 8191), _integers(k, 4095), _integers(v, 4095)
+        (q, q_scale), (k, k_scale), (v, scales) = _integers(q, 4095), _integers(k, 8191), _integers(v, 4095)
         q, k, v = q * q_scale, k * k_scale, v * scales
     n, n_heads, head_dim = q.shape
     group = n_heads // k.shape[1]
