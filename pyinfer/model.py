@@ -161,9 +161,7 @@ class Model(Answering):
         """Name, licence, chat template, special tokens and where the model came from."""
         self.tokenizer = Tokenizer.open(file)
         self.activations = activations
-        self.kv: Literal["f16", "i16", "q8"] = (
-            _core.usual_kv(activations, self.spec["qkv_bias"]) if kv == "auto" else kv
-        )
+        self.kv = chosen_kv(kv, activations, self.spec["qkv_bias"])
         """How keys and values are kept: `f16`, `i16` or `q8`."""
         self.format = format
         """The prompt format that chats use unless they name one; None: the model's own."""
@@ -418,6 +416,11 @@ class Model(Answering):
         if engine is None:
             raise RequestError("the model is closed")
         return engine
+
+
+def chosen_kv(given: Kv, activations: Activations, biased_keys: bool) -> Literal["f16", "i16", "q8"]:
+    """What was asked for, or what `auto` stands for with such activations and keys."""
+    return _core.usual_kv(activations, biased_keys) if given == "auto" else given
 
 
 def chosen_activations(given: str | None) -> Activations:

@@ -11,6 +11,8 @@
 // page that it does not see at all leaves its sums alone.
 #pragma once
 
+#include <float.h>
+
 #include "kernels/kernels.h"
 #include "kernels/rows.inl.h"
 
@@ -210,12 +212,11 @@ inline void scale_positions(float* s, const float* scales) {
 // Weights of a page, times the scales of its values, as integers; returns their scale. Beyond what a query sees weights are 0, and scales are
 // whatever stood there.
 inline float to_factors(const float* weights, const float* scales, int16_t* factors) {
-  constexpr float kLeastWeight = 1.17549435e-38f;
   alignas(kCacheLine) float scaled[kPagePositions];
   PYINFER_UNROLL
   for (int i = 0; i < kPagePositions; i += kLanes) {
     const F weight = f_load(weights + i);
-    f_store(scaled + i, f_keep_from(f_mul(weight, f_load(scales + i)), weight, f_set(kLeastWeight)));
+    f_store(scaled + i, f_keep_from(f_mul(weight, f_load(scales + i)), weight, f_set(FLT_MIN)));
   }
   return to_integers<kMostWeight>(scaled, kPagePositions, factors);
 }
@@ -259,6 +260,12 @@ inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page) 
   alignas(kCacheLine) float before[kRoundLanes], sums[kRoundLanes] = {}, decay[kRoundLanes];
   float scales[kRoundLanes] = {};
   alignas(kCacheLine) int16_t integers[kIntegers<Kv> ? kQueries : 1][kPagePositions];
+  typename Kv::Factor* weights;  // as they meet V
+  if constexpr (kIntegers<Kv>) {
+    weights = integers[0];
+  } else {
+    weights = queries.s[0];
+  }
   memcpy(before, queries.m, sizeof before);
   // Behind `longest` scores are whatever stood there, until they are masked.
   for (int i = 0; i < queries.n; ++i) {
@@ -272,13 +279,12 @@ inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page) 
     f_store(decay + i, f_exp(f_sub(f_load(before + i), f_load(queries.m + i))));
   for (int i = 0; i < queries.n; ++i) {
     if (n_masked[i] >= kPagePositions) {
-      memset(queries.s[i], 0, sizeof queries.s[i]);
-      if constexpr (kIntegers<Kv>) memset(integers[i], 0, sizeof integers[i]);
+      memset(weights + i * kPagePositions, 0, kPagePositions * sizeof *weights);
       continue;
     }
     sums[i] = soften(queries.s[i], queries.m[i]);
     if constexpr (kIntegers<Kv>) {
-      scales[i] = to_factors(queries.s[i], v_scales, integers[i]);
+      scales[i] = to_factors(queries.s[i], v_scales, weights + i * kPagePositions);
     } else if constexpr (Kv::kScaled) {
       scale_positions(queries.s[i], v_scales);
     }
@@ -287,7 +293,6 @@ inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page) 
   for (int i = 0; i < queries.n; i += kLanes)
     f_store(queries.l + i, f_add(f_mul(f_load(queries.l + i), f_load(decay + i)), f_load(sums + i)));
 
-  const auto* weights = (const typename Kv::Factor*)(kIntegers<Kv> ? (const void*)integers : (const void*)queries.s);
   const Product<Kv> product{weights, scales, longest, v, args.v_stride, queries.o, args.v_stride, true};
   multiply_add_queries<Kv>(queries.n, product, args.v_stride);
 }

@@ -19,7 +19,7 @@ constexpr Kernels kTable = {
     PYINFER_NAME(PYINFER_ISA_NAME),
     kPanelRows,
     kDepth,
-    (KvFormat)kUsualKv,
+    kFastPairs ? kKvI16 : kKvF16,  // where i_add_pairs multiplies more at a time than f_fma
     {
         nullptr,
 #include "formats/formats.inc"

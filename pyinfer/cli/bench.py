@@ -71,7 +71,7 @@ def execute(options: argparse.Namespace) -> int:
         "model": options.model,
         "isa": _core.active_isa(),
         "activations": opened.activations(options),
-        "kv": _kv(file, options),
+        "kv": opened.kv(file, options),
         "huge_pages": options.huge_pages,
         "results": [asdict(result) for result in results],
     }
@@ -83,12 +83,6 @@ def execute(options: argparse.Namespace) -> int:
         )
         print(_text(results))
     return 0
-
-
-def _kv(file: _core.ModelFile, options: argparse.Namespace) -> str:
-    if options.kv != "auto":
-        return str(options.kv)
-    return _core.usual_kv(opened.activations(options), file.spec["qkv_bias"])
 
 
 def _measured(file: _core.ModelFile, threads: int, options: argparse.Namespace) -> Result:

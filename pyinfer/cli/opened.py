@@ -11,7 +11,7 @@ from pyinfer.errors import RequestError
 if TYPE_CHECKING:
     from pyinfer import _core
 
-__all__ = ["activations", "model_file", "require_room", "text"]
+__all__ = ["activations", "kv", "model_file", "require_room", "text"]
 
 
 def model_file(
@@ -30,6 +30,13 @@ def activations(options: argparse.Namespace) -> Literal["int8", "f32"]:
     from pyinfer.model import chosen_activations
 
     return chosen_activations(options.activations)
+
+
+def kv(file: _core.ModelFile, options: argparse.Namespace) -> str:
+    """How sessions of the file keep keys and values: what was asked for, or what `auto` stands for."""
+    from pyinfer.model import chosen_kv
+
+    return chosen_kv(options.kv, activations(options), file.spec["qkv_bias"])
 
 
 def require_room(file: _core.ModelFile, context: int, threads: int, options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ enum {
   kQueries = 24,
   kBroadcasts = 1,
   kRegisters = 32,
-  kUsualKv = kKvI16
+  kFastPairs = 1
 };
 
 typedef __m512 F;   // kLanes floats

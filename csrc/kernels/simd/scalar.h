@@ -18,7 +18,7 @@ enum {
   kQueries = 2,
   kBroadcasts = 0,
   kRegisters = 16,
-  kUsualKv = kKvF16
+  kFastPairs = 0
 };
 
 struct F {

@@ -19,7 +19,7 @@ enum {
   kQueries = 6,
   kBroadcasts = 0,
   kRegisters = 16,
-  kUsualKv = kKvF16
+  kFastPairs = 0
 };
 
 typedef __m256 F;   // kLanes floats
