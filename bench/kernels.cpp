@@ -69,6 +69,8 @@ struct MatmulState {
   pyinfer::MatmulArgs args;
 };
 
+constexpr int kScaleBlocks = 2;  // as most products of a layer have it
+
 // `bytes` of weights times a panel of n_rows rows.
 Bench matmul(const Kernels& kernels, Format format, bool int8, int n_rows, size_t bytes) {
   auto state = std::make_shared<MatmulState>();
@@ -79,13 +81,13 @@ Bench matmul(const Kernels& kernels, Format format, bool int8, int n_rows, size_
   state->out = Buffer<float>(n_tiles * kTileRows * static_cast<size_t>(n_rows));
   const Buffer<float> x = random_values(kMatmulCols * static_cast<size_t>(n_rows));
   if (int8) {
-    kernels.pack_int8(x.data(), kMatmulCols, n_rows, kMatmulCols, state->panel.data());
+    kernels.pack_int8(x.data(), kMatmulCols, n_rows, kMatmulCols, kScaleBlocks, state->panel.data());
   } else {
     std::memcpy(state->panel.data(), x.data(), x.size() * sizeof(float));
   }
-  state->args = {state->tiles.data(), n_tiles,     tile,   kMatmulCols / pyinfer::group_cols(format),
-                 state->panel.data(), kMatmulCols, n_rows, state->out.data(),
-                 n_tiles * kTileRows, false};
+  state->args = {state->tiles.data(), n_tiles,     tile,        kMatmulCols / pyinfer::group_cols(format),
+                 state->panel.data(), kMatmulCols, n_rows,      state->out.data(),
+                 n_tiles * kTileRows, false,       kScaleBlocks};
   const pyinfer::Matmul call = (int8 ? kernels.matmul_int8 : kernels.matmul_f32)[static_cast<size_t>(format)];
   const double weights = static_cast<double>(n_tiles * kTileRows * kMatmulCols);
   return {static_cast<double>(n_tiles * tile), weights * n_rows, [state, call] { call(state->args); }};
@@ -171,7 +173,8 @@ void add_rows(std::vector<Entry>& list, const Kernels& kernels) {
   const auto add = [&](const char* what, double bytes_a_value, std::function<void(RowState&)> call) {
     list.push_back({name + "/" + what, [=] { return row(call, bytes_a_value); }});
   };
-  add("pack_int8", 4, [&](RowState& s) { kernels.pack_int8(s.x.data(), kRowValues, 1, kRowValues, s.panel.data()); });
+  add("pack_int8", 4,
+      [&](RowState& s) { kernels.pack_int8(s.x.data(), kRowValues, 1, kRowValues, kScaleBlocks, s.panel.data()); });
   add("rms_norm", 8, [&](RowState& s) { kernels.rms_norm(s.x.data(), s.y.data(), 1e-5f, kRowValues, s.out.data()); });
   add("swiglu", 8, [&](RowState& s) { kernels.swiglu(s.x.data(), s.y.data(), kRowValues, s.out.data()); });
   add("geglu", 8, [&](RowState& s) { kernels.geglu(s.x.data(), s.y.data(), kRowValues, s.out.data()); });

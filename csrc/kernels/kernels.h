@@ -25,11 +25,13 @@ enum { kMaxFormats = 24 };  // numbers of weight formats are below this
 //
 // int8 panel of R rows, interleaved so that a kernel reads it as one stream: for each block of 32 columns
 //   int8_t q[32/D][R][D];  D = panel_depth columns of a row together: 4, one 32-bit lane of a dot product, or 8
-//   float scale[R];        value = scale · q; scale = max|x| / 127 over the block
-//   float sum[R];          scale · Σq, for formats with a minimum
-//   int32_t bias[2][R];    −8 · Σq over all 32 columns and over the last 16: start values that take the offset of unsigned weights back
+//   float scale[R];        value = scale · q; scale = max|x| / 127 over the blocks that share it
+//   float sum[R];          Σq, for formats with a minimum
+//   int32_t bias[3][R];    −8 · Σq, and −32 · Σq over the first and the last 16 columns: start values that take the offset of unsigned weights
+//                          back
+// Blocks share a scale one by one or two by two, as whoever packs and multiplies says.
 // f32 panel of R rows: float x[R][panel_stride], columns padded with zeros to whole groups of the weights' format.
-enum { kPanelBlockBytes = 48 };  // bytes a row and block of the int8 panel
+enum { kPanelBlockBytes = 52 };  // bytes a row and block of the int8 panel
 
 struct MatmulArgs {
   const uint8_t* tiles;  // n_tiles packed tiles of 16 weight rows
@@ -41,7 +43,8 @@ struct MatmulArgs {
   int n_rows;           // rows in the panel
   float* out;           // out[row · out_stride + 16 · tile + i], whole tiles are written
   size_t out_stride;
-  bool accumulate;  // out += product, instead of out = product
+  bool accumulate;       // out += product, instead of out = product
+  int scale_blocks = 1;  // blocks that share a scale in an int8 panel: 1 or 2
 };
 typedef void (*Matmul)(const MatmulArgs&);
 
@@ -80,7 +83,9 @@ struct Kernels {
   Matmul matmul_f32[kMaxFormats];
 
   // n_rows rows of `cols` floats into a panel, columns padded with zeros to a multiple of kPanelCols.
-  void (*pack_int8)(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel);
+  void (*pack_int8)(const float* x, size_t stride, int n_rows, size_t cols, int scale_blocks, uint8_t* panel);
+  // What a row in an int8 panel, with a scale a block, lacks of its `cols` floats: rest = x − scale · q.
+  void (*int8_rest)(const float* x, size_t cols, float* rest);
   // out = x / sqrt(mean(x²) + eps) · weight, over n values.
   void (*rms_norm)(const float* x, const float* weight, float eps, size_t n, float* out);
   GatedUnit swiglu;  // silu(g) = g / (1 + e^−g)

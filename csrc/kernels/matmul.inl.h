@@ -1,6 +1,7 @@
 // Products of packed weight tiles with a panel of activations.
 //
-// int8:  out[r][i] = Σ over runs of  d[i] · scale[r] · (Σ in the run of w · x, in integers)  (+ m[i] · Σ activations)
+// int8:  out[r][i] = Σ over blocks that share a scale of activations of
+//                    scale[r] · Σ over runs of  (d[i] · (Σ in the run of w · x, in integers)  (+ m[i] · Σ activations, in integers))
 // f32:   out[r][i] = Σ over columns c of  value(w[i][c]) · x[r][c], at fixed places in sums of their own
 //
 // One accumulator a (row, output), blocks in ascending order, whatever the number of rows in the panel: the bits of a row
@@ -20,6 +21,7 @@ namespace pyinfer {
 namespace {
 
 constexpr int kStrips = kTileRows / kLanes;
+static_assert(kPanelRows % 2 == 0);  // rows may come in pairs
 
 // One block of a panel of R rows.
 template <int R>
@@ -27,8 +29,9 @@ struct PanelBlock {
   int8_t q[kBlock * R];
   float scale[R];
   float sum[R];
-  int32_t bias[2][R];
+  int32_t bias[3][R];
 };
+static_assert(sizeof(PanelBlock<1>) == kPanelBlockBytes);
 
 // The integer kind of a format: see the end of each file of kernels/simd.
 template <class Format>
@@ -56,16 +59,15 @@ inline I offset(const PanelBlock<R>& x, int r, int run) {
   if constexpr (Format::kBits == 8 || is_codebook_format<Format>) return i_set(x.bias[0][r]);
   if constexpr (Format::kBias == 0) return i_set(0);
   if constexpr (Format::kRun == kBlock) return i_set(x.bias[0][r]);
-  const I half = run == 0 ? i_sub(i_set(x.bias[0][r]), i_set(x.bias[1][r])) : i_set(x.bias[1][r]);
-  return Format::kBias == 32 ? i_shl(half, 2) : i_sra(half, 1);  // 32 or 4 instead of 8
+  const I half = i_set(x.bias[1 + run][r]);
+  return Format::kBias == 32 ? half : i_sra(half, 3);  // 32 or 4
 }
 
-// scale · Σ activations of a run: a block, or half of it.
+// Σ activations of a run: a block, or half of it.
 template <class Format, int R>
 inline float run_sum(const PanelBlock<R>& x, int r, int run) {
   if constexpr (Format::kRun == kBlock) return x.sum[r];
-  const int32_t bias = run == 0 ? x.bias[0][r] - x.bias[1][r] : x.bias[1][r];
-  return x.scale[r] * (float)(bias / -8);
+  return (float)(x.bias[1 + run][r] / -32);
 }
 
 // The integer sums of R rows over a run, each on its own. A set of instructions that gains from pairs of rows or columns has its own.
@@ -114,7 +116,7 @@ PYINFER_INLINE void add_run(const typename Format::Group& group, int b, int stri
   PYINFER_UNROLL
   for (int r = 0; r < R; ++r) {
     const F dot = f_from_i(dots.finish(r, offset_of));
-    sums[r] = f_fma(dot, f_mul(d, f_set(x.scale[r])), sums[r]);
+    sums[r] = f_fma(dot, d, sums[r]);
   }
   if constexpr (Run + 1 < kRuns) add_run<Format, R, Run + 1>(group, b, strip, x, sums);
 }
@@ -145,16 +147,29 @@ PYINFER_INLINE void add_minimum(const typename Format::Group& group, int b, int 
   if constexpr (Run + 1 < kRuns) add_minimum<Format, R, Run + 1>(group, b, strip, x, sums);
 }
 
+// What blocks that share a scale of activations add up to is made first: one multiplication less a block than if each were scaled by both
+// its weights' scale and its activations', and those share the pipes of the integer products on most processors.
 template <class Format, int R, int S>
-PYINFER_INLINE void int8_strips(const typename Format::Group* groups, size_t n_groups, int first_strip,
-                                const PanelBlock<R>* x, F (&sums)[S][R]) {
-  for (size_t g = 0; g < n_groups; ++g) {
-    for (int b = 0; b < Format::kGroupCols / kBlock; ++b, ++x) {
-      if constexpr (kPrefetches<Format, R>) prefetch_ahead<Format>(groups[g], b);
+PYINFER_INLINE void int8_strips(const MatmulArgs& args, const typename Format::Group* groups, int first_strip,
+                                F (&sums)[S][R]) {
+  const auto* x = (const PanelBlock<R>*)args.panel;
+  for (size_t g = 0; g < args.n_groups; ++g) {
+    for (int b = 0; b < Format::kGroupCols / kBlock;) {
+      F shared[S][R];
       PYINFER_UNROLL
-      for (int s = 0; s < S; ++s) {
-        add_run<Format, R, 0>(groups[g], b, first_strip + s, *x, sums[s]);
-        if constexpr (Format::kHasMinimum) add_minimum<Format, R, 0>(groups[g], b, first_strip + s, *x, sums[s]);
+      for (int i = 0; i < S * R; ++i) shared[i / R][i % R] = f_zero();
+      for (const int end = b + args.scale_blocks; b < end; ++b, ++x) {
+        if constexpr (kPrefetches<Format, R>) prefetch_ahead<Format>(groups[g], b);
+        PYINFER_UNROLL
+        for (int s = 0; s < S; ++s) {
+          add_run<Format, R, 0>(groups[g], b, first_strip + s, *x, shared[s]);
+          if constexpr (Format::kHasMinimum) add_minimum<Format, R, 0>(groups[g], b, first_strip + s, *x, shared[s]);
+        }
+      }
+      PYINFER_UNROLL
+      for (int i = 0; i < S * R; ++i) {
+        F& sum = sums[i / R][i % R];
+        sum = f_fma(shared[i / R][i % R], f_set(x[-1].scale[i % R]), sum);
       }
     }
   }
@@ -183,7 +198,7 @@ void int8_rows(const MatmulArgs& args) {
       F sums[S][R];
       PYINFER_UNROLL
       for (int i = 0; i < S * R; ++i) sums[i / R][i % R] = f_zero();
-      int8_strips<Format, R, S>(groups, args.n_groups, strip, (const PanelBlock<R>*)args.panel, sums);
+      int8_strips<Format, R, S>(args, groups, strip, sums);
       put<R, S>(sums, args, t * kTileRows + (size_t)(kLanes * strip));
     }
   }

@@ -70,11 +70,8 @@ inline float largest_magnitude(const float* x, int n) {
   return bits < kInfinity ? magnitude : NAN;
 }
 
-// Quantises one block of 32 values: q = round(x · 127 / max|x|). A block with a value that is not finite gets the scale NaN, so that
-// it shows in the result. sums: Σq over all and over the last 16.
-inline void quantize_block(const float* x, int8_t* q, float* scale, int32_t (&sums)[2]) {
-  const float magnitude = largest_magnitude(x, kBlock);
-  *scale = magnitude / 127.0f;
+// Quantises one block of 32 values: q = round(x · 127 / magnitude). sums: Σq over the first and the last 16.
+inline void quantize_block(const float* x, float magnitude, int8_t* q, int32_t (&sums)[2]) {
   sums[0] = sums[1] = 0;
   if (!(magnitude >= kLeastMagnitude)) {
     memset(q, 0, kBlock);
@@ -87,41 +84,63 @@ inline void quantize_block(const float* x, int8_t* q, float* scale, int32_t (&su
     i_store_bytes(q + i, rounded);
     halves[i / 16] = i_add(halves[i / 16], rounded);
   }
-  sums[1] = i_sum(halves[1]);
-  sums[0] = i_sum(halves[0]) + sums[1];
+  for (int i = 0; i < 2; ++i) sums[i] = i_sum(halves[i]);
 }
 
-// Puts block `b` of row `r` into an int8 panel of `n_rows` rows.
-inline void put_panel_block(const float* x, int r, int n_rows, uint8_t* block) {
+// Puts a block of row `r`, whose values are at most `magnitude`, into an int8 panel of `n_rows` rows.
+inline void put_panel_block(const float* x, float magnitude, int r, int n_rows, uint8_t* block) {
   int8_t q[kBlock];
-  float scale;
   int32_t sums[2];
-  quantize_block(x, q, &scale, sums);
+  quantize_block(x, magnitude, q, sums);
   for (int j = 0; j < kBlock / kDepth; ++j) memcpy(block + kDepth * (j * n_rows + r), q + kDepth * j, kDepth);
   uint8_t* tail = block + kBlock * n_rows;
-  const float scaled_sum = scale * (float)sums[0];
-  memcpy(tail + 4 * r, &scale, 4);
-  memcpy(tail + 4 * (n_rows + r), &scaled_sum, 4);
-  for (int i = 0; i < 2; ++i) {
-    const int32_t bias = -8 * sums[i];
-    memcpy(tail + 4 * ((2 + i) * n_rows + r), &bias, 4);
+  const float floats[] = {magnitude / 127.0f, (float)(sums[0] + sums[1])};
+  const int32_t biases[] = {-8 * (sums[0] + sums[1]), -32 * sums[0], -32 * sums[1]};
+  for (int i = 0; i < 2; ++i) memcpy(tail + 4 * (i * n_rows + r), &floats[i], 4);
+  for (int i = 0; i < 3; ++i) memcpy(tail + 4 * ((2 + i) * n_rows + r), &biases[i], 4);
+}
+
+// Blocks that share a scale, one of whose values is not finite, get the scale NaN, so that it shows in the result.
+void pack_int8(const float* x, size_t stride, int n_rows, size_t cols, int scale_blocks, uint8_t* panel) {
+  const size_t padded = (cols + kPanelCols - 1) / kPanelCols * kPanelCols;
+  const size_t shared = (size_t)(scale_blocks * kBlock), block_bytes = (size_t)(kPanelBlockBytes * n_rows);
+  float tail[kPanelCols];
+  for (size_t c = 0; c < padded; c += shared) {
+    for (int r = 0; r < n_rows; ++r) {
+      const float* values = x + (size_t)r * stride + c;
+      if (c + shared > cols) {
+        memset(tail, 0, sizeof tail);
+        if (c < cols) memcpy(tail, values, (cols - c) * sizeof(float));
+        values = tail;
+      }
+      const float magnitude = largest_magnitude(values, (int)shared);
+      for (int b = 0; b < scale_blocks; ++b)
+        put_panel_block(values + b * kBlock, magnitude, r, n_rows, panel + (size_t)b * block_bytes);
+    }
+    panel += (size_t)scale_blocks * block_bytes;
   }
 }
 
-void pack_int8(const float* x, size_t stride, int n_rows, size_t cols, uint8_t* panel) {
-  const size_t padded = (cols + kPanelCols - 1) / kPanelCols * kPanelCols;
-  for (size_t c = 0; c < padded; c += kBlock, panel += kPanelBlockBytes * n_rows) {
-    for (int r = 0; r < n_rows; ++r) {
-      const float* row = x + (size_t)r * stride;
-      if (c + kBlock <= cols) {
-        put_panel_block(row + c, r, n_rows, panel);
-      } else {
-        float tail[kBlock] = {};
-        if (c < cols) memcpy(tail, row + c, (cols - c) * sizeof(float));
-        put_panel_block(tail, r, n_rows, panel);
-      }
-    }
+// One block in place.
+inline void subtract_quantized(float* x) {
+  const float magnitude = largest_magnitude(x, kBlock);
+  if (!(magnitude >= kLeastMagnitude)) return;
+  const F inverse = f_set(127.0f / magnitude), scale = f_set(magnitude / 127.0f);
+  for (int i = 0; i < kBlock; i += kLanes) {
+    const F values = f_load(x + i);
+    f_store(x + i, f_fma(f_sub(f_zero(), scale), f_from_i(f_round(f_mul(values, inverse))), values));
   }
+}
+
+void int8_rest(const float* x, size_t cols, float* rest) {
+  memcpy(rest, x, cols * sizeof(float));
+  size_t c = 0;
+  for (; c + kBlock <= cols; c += kBlock) subtract_quantized(rest + c);
+  if (c == cols) return;
+  float tail[kBlock] = {};
+  memcpy(tail, rest + c, (cols - c) * sizeof(float));
+  subtract_quantized(tail);
+  memcpy(rest + c, tail, (cols - c) * sizeof(float));
 }
 
 void rms_norm(const float* x, const float* weight, float eps, size_t n, float* out) {

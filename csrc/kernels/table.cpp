@@ -32,6 +32,7 @@ constexpr Kernels kTable = {
     },
 #undef PYINFER_FORMAT
     pack_int8,
+    int8_rest,
     rms_norm,
     swiglu,
     geglu,

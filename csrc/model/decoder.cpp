@@ -12,6 +12,10 @@
 namespace pyinfer {
 namespace {
 
+// Blocks of activations that share a scale. Rounding hurts most before attention and the head (docs/performance.md has figures); elsewhere two
+// blocks with one scale spare a prompt a twentieth of its products.
+constexpr int kFineBlocks = 1, kCoarseBlocks = 2;
+
 // Runs of rows that are consecutive positions of one sequence. Writes to `segments`, which has room for one a row.
 std::span<const Segment> find_segments(std::span<const BatchRow> rows, Segment* segments) {
   size_t n = 0;
@@ -88,15 +92,15 @@ void attention_block(const Model& model, const Layer& layer, Workspace& w, std::
                      std::span<const Piece> pieces, size_t index, size_t n) {
   const ModelSpec& s = model.spec;
   const size_t number = index * Adapters::kInputsPerLayer;
-  const LinearInput x{
-      w.x, w.x_stride, n, s.dim, layer.attn_norm, s.norm_eps, model.activations, pieces, number + Adapters::qkv};
+  const LinearInput x{w.x,        w.x_stride,        n,           s.dim,  layer.attn_norm,
+                      s.norm_eps, model.activations, kFineBlocks, pieces, number + Adapters::qkv};
   linear(w, x,
          {{&layer.q, w.qkv, w.qkv_stride, false, layer.q_bias},
           {&layer.k, w.qkv + w.q_width, w.qkv_stride, false, layer.k_bias},
           {&layer.v, w.qkv + w.q_width + w.kv_width, w.qkv_stride, false, layer.v_bias}});
   attention(w, attention_shape(s, layer, index), segments, index);
-  const LinearInput attended{w.attended, w.q_width,         n,      s.q_width(),         nullptr,
-                             0.0f,       model.activations, pieces, number + Adapters::o};
+  const LinearInput attended{w.attended,        w.q_width,     n,      s.q_width(),         nullptr, 0.0f,
+                             model.activations, kCoarseBlocks, pieces, number + Adapters::o};
   add_block(model, w, attended, layer.o, layer.o_bias, layer.post_attn_norm);
 }
 
@@ -104,11 +108,19 @@ void feed_forward_block(const Model& model, const Layer& layer, Workspace& w, st
                         size_t index, size_t n) {
   const ModelSpec& s = model.spec;
   const size_t number = index * Adapters::kInputsPerLayer;
-  const LinearInput x{
-      w.x, w.x_stride, n, s.dim, layer.ffn_norm, s.norm_eps, model.activations, pieces, number + Adapters::gate_up};
+  const LinearInput x{w.x,
+                      w.x_stride,
+                      n,
+                      s.dim,
+                      layer.ffn_norm,
+                      s.norm_eps,
+                      model.activations,
+                      kCoarseBlocks,
+                      pieces,
+                      number + Adapters::gate_up};
   const GatedUnit unit = s.has(kGelu) ? w.kernels.geglu : w.kernels.swiglu;
   linear_gated(w, x, layer.gate, layer.up, unit, w.hidden, w.hidden_stride);
-  const LinearInput hidden{w.hidden, w.hidden_stride,        n, s.n_ff, nullptr, 0.0f, model.activations,
+  const LinearInput hidden{w.hidden, w.hidden_stride,        n, s.n_ff, nullptr, 0.0f, model.activations, kCoarseBlocks,
                            pieces,   number + Adapters::down};
   add_block(model, w, hidden, layer.down, nullptr, layer.post_ffn_norm);
 }
@@ -142,6 +154,7 @@ void logits(const Model& model, Workspace& w, std::span<const BatchRow> rows) {
                       model.final_norm,
                       s.norm_eps,
                       model.activations,
+                      kFineBlocks,
                       {w.pieces, n_pieces},
                       Adapters::head_input(model.layers.size())};
   linear_scatter(w, x, model.head, w.wanted);

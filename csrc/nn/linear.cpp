@@ -19,13 +19,17 @@ constexpr size_t kGatedBytes = 48 << 10;
 // The panels of one input. Few rows: every thread packs them for itself when it meets the job, which spares a barrier. Many rows:
 // they are packed once, together, and adapters make t of them while they are at hand. Each kind of activations that the job needs has
 // panels of its own; kind 0 is int8, 1 is f32.
+//
+// In pairs, each row of int8 is followed by one with what it lacks of the floats, and their products together are as good as those of 16 bits.
+// Such panels hold half as many rows: two of them stand where there is one otherwise.
 class PackedInput {
  public:
-  PackedInput(Workspace& w, const LinearInput& input, const LowRankJob& low, bool int8, bool f32)
+  PackedInput(Workspace& w, const LinearInput& input, const LowRankJob& low, bool int8, bool f32, bool pairs = false)
       : w_(w),
         input_(input),
         low_(low),
         needed_{int8, f32},
+        copies_(pairs ? 2 : 1),
         rows_(static_cast<size_t>(w.kernels.panel_rows)),
         shared_(n_panels() > 1) {
     if (shared_) pack_all();
@@ -39,6 +43,12 @@ class PackedInput {
   size_t first_panel(size_t part) const { return n_panels() * part / n_parts(); }
   size_t first_row(size_t panel) const { return panel * rows_; }
   int rows_of(size_t panel) const { return static_cast<int>(std::min(rows_, input_.n_rows - first_row(panel))); }
+  int scale_blocks() const { return input_.scale_blocks; }
+  // Rows of a panel of pairs, and where the one begins whose first row is row `r` of `panel`.
+  size_t pairs_a_panel() const { return rows_ / 2; }
+  const uint8_t* pairs(size_t panel, int thread, size_t r) const {
+    return this->panel(0, panel, thread) + r * row_bytes(0);
+  }
   const uint8_t* panel(int kind, size_t panel, int thread) const {
     return shared_ ? shared_panel(kind, panel) : own_panel(kind, thread);
   }
@@ -51,8 +61,9 @@ class PackedInput {
   }
 
  private:
+  size_t padded_cols() const { return round_up(input_.cols, kPanelCols); }
   size_t row_bytes(int kind) const {
-    return kind == 0 ? round_up(input_.cols, kPanelCols) / 32 * kPanelBlockBytes : w_.row_bytes[kind];
+    return kind == 0 ? copies_ * padded_cols() / 32 * kPanelBlockBytes : w_.row_bytes[kind];
   }
   uint8_t* shared_panel(int kind, size_t panel) const { return w_.panels[kind] + first_row(panel) * row_bytes(kind); }
   uint8_t* own_panel(int kind, int thread) const {
@@ -76,21 +87,46 @@ class PackedInput {
     const size_t first = first_row(panel), n = static_cast<size_t>(rows_of(panel));
     if (kind == 1) return pack_floats(w_, input_, first, n, out);
     FloatRows rows{input_.x + first * input_.stride, input_.stride};
-    if (input_.norm != nullptr) {
-      float* normed = w_.own_rows + static_cast<size_t>(thread) * kMaxPanelRows * w_.max_cols;
-      for (size_t r = 0; r < n; ++r)
-        w_.kernels.rms_norm(rows.x + r * rows.stride, input_.norm, input_.eps, input_.cols, normed + r * w_.max_cols);
-      rows = {normed, w_.max_cols};
+    if (input_.norm != nullptr) rows = normed(rows, n, thread);
+    if (copies_ == 2) {
+      pack_pairs(rows, n, out, thread);
+    } else {
+      pack_int8(rows.x, rows.stride, n, out);
     }
-    w_.kernels.pack_int8(rows.x, rows.stride, static_cast<int>(n), input_.cols, out);
     return rows;
   }
+
+  FloatRows normed(const FloatRows& rows, size_t n, int thread) const {
+    float* own = own_rows(thread);
+    for (size_t r = 0; r < n; ++r)
+      w_.kernels.rms_norm(rows.x + r * rows.stride, input_.norm, input_.eps, input_.cols, own + r * w_.max_cols);
+    return {own, w_.max_cols};
+  }
+
+  // Rows that may be the thread's own already.
+  void pack_pairs(const FloatRows& rows, size_t n, uint8_t* out, int thread) const {
+    const size_t stride = w_.max_cols / 2;  // from a row to what it lacks, and on to the next
+    float* own = own_rows(thread);
+    for (size_t r = 0; r < n; ++r) {
+      float* row = own + 2 * r * stride;
+      if (rows.x != own) std::copy_n(rows.x + r * rows.stride, input_.cols, row);
+      w_.kernels.int8_rest(row, input_.cols, row + stride);
+    }
+    for (size_t r = 0; r < n; r += pairs_a_panel())
+      pack_int8(own + 2 * r * stride, stride, 2 * std::min(pairs_a_panel(), n - r), out + r * row_bytes(0));
+  }
+
+  void pack_int8(const float* x, size_t stride, size_t n, uint8_t* out) const {
+    w_.kernels.pack_int8(x, stride, static_cast<int>(n), input_.cols, input_.scale_blocks, out);
+  }
+  float* own_rows(int thread) const { return w_.own_rows + static_cast<size_t>(thread) * kMaxPanelRows * w_.max_cols; }
 
   Workspace& w_;
   const LinearInput& input_;
   const LowRankJob& low_;
   bool needed_[2];
-  size_t rows_;  // a panel
+  size_t copies_;  // of an int8 row: 2 in pairs
+  size_t rows_;    // a panel
   bool shared_;
 };
 
@@ -141,7 +177,8 @@ void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weigh
                         packed.rows_of(panel),
                         out,
                         stride,
-                        accumulate};
+                        accumulate,
+                        packed.scale_blocks()};
   const Matmul* table = kind == 0 ? w.kernels.matmul_int8 : w.kernels.matmul_f32;
   table[static_cast<size_t>(weights.format)](args);
 }
@@ -149,6 +186,32 @@ void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weigh
 float* own_tile(const Workspace& w, int thread, int which) {
   return w.own_tiles +
          (static_cast<size_t>(thread) * 2 + static_cast<size_t>(which)) * kMaxPanelRows * Workspace::kOwnTileCols;
+}
+
+// Multiplies a tile with a panel whose int8 rows come in pairs: out (rows, kTile).
+void multiply_pairs(const Workspace& w, const PackedInput& packed, const Matrix& weights, size_t panel, size_t tile,
+                    int thread, float* out) {
+  const size_t n = static_cast<size_t>(packed.rows_of(panel));
+  float* products = own_tile(w, thread, 1);
+  for (size_t first = 0; first < n; first += packed.pairs_a_panel()) {
+    const size_t n_pairs = std::min(packed.pairs_a_panel(), n - first);
+    const MatmulArgs args{weights.tiles + tile * weights.tile_bytes,
+                          1,
+                          weights.tile_bytes,
+                          weights.n_groups,
+                          packed.pairs(panel, thread, first),
+                          w.float_stride(),
+                          static_cast<int>(2 * n_pairs),
+                          products,
+                          kTile,
+                          false,
+                          packed.scale_blocks()};
+    w.kernels.matmul_int8[static_cast<size_t>(weights.format)](args);
+    for (size_t i = 0; i < n_pairs * kTile; ++i) {
+      const float* pair = products + i / kTile * 2 * kTile + i % kTile;
+      out[first * kTile + i] = pair[0] + pair[kTile];
+    }
+  }
 }
 
 AdaptedTiles adapted_tiles(const PackedInput& packed, size_t target, size_t panel, size_t begin, size_t end, float* out,
@@ -286,14 +349,18 @@ void linear_gated(Workspace& w, const LinearInput& input, const Matrix& gate, co
 void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weights, float* const* rows) {
   const int kind = kind_of(weights, input);
   LowRankJob low(w, input);
-  const PackedInput packed(w, input, low, kind == 0, kind == 1);
+  const PackedInput packed(w, input, low, kind == 0, kind == 1, kind == 0);
   over_tiles(w, low, packed, weights.n_tiles(), weights.tile_bytes, [&](const Work& work) {
     const int thread = work.thread;
     float* result = own_tile(w, thread, 0);
     for (size_t tile = work.begin; tile < work.end; ++tile) {
       const size_t n = std::min(kTile, weights.rows - tile * kTile);
       for (size_t panel = work.first_panel; panel < work.end_panel; ++panel) {
-        multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, result, kTile, false);
+        if (kind == 0) {
+          multiply_pairs(w, packed, weights, panel, tile, thread, result);
+        } else {
+          multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, result, kTile, false);
+        }
         adapt(low, adapted_tiles(packed, 0, panel, tile, tile + 1, result, kTile));
         float* const* to = rows + packed.first_row(panel);
         for (int r = 0; r < packed.rows_of(panel); ++r)

@@ -42,7 +42,8 @@ Workspace::Workspace(const Kernels& k, ThreadPool& p, const WorkspaceShape& shap
     : kernels(k),
       pool(p),
       max_rows(shape.max_rows),
-      max_cols(round_up(std::max({shape.dim, shape.q_width, shape.n_ff}), kPanelCols)),
+      max_cols(
+          std::max({2 * round_up(shape.dim, kPanelCols), round_up(std::max(shape.q_width, shape.n_ff), kPanelCols)})),
       x_stride(round_up(shape.dim, kTile)),
       q_width(round_up(shape.q_width, kTile)),
       kv_width(round_up(shape.kv_width, kTile)),

@@ -53,7 +53,7 @@ struct Workspace {
   const Kernels& kernels;
   ThreadPool& pool;
   size_t max_rows;
-  size_t max_cols;  // the widest input of any matrix
+  size_t max_cols;  // the widest input of any matrix; the head's counts twice
 
   size_t x_stride;    // of x, in floats
   size_t q_width;     // padded to whole tiles

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <vector>
 
 #include "formats/format.h"
@@ -240,33 +241,40 @@ struct Weights {
 
 // ---- Products ----
 
-// One block of 32 activations as int8: q = round(x * 127 / max|x|), ties to even; value = scale * q. In float, operation by
+inline float greatest(std::span<const float> x) {
+  float magnitude = 0;
+  for (const float value : x) magnitude = std::max(magnitude, std::abs(value));
+  return magnitude;
+}
+
+// One block of 32 activations as int8: q = round(x * 127 / magnitude), ties to even; value = scale * q. In float, operation by
 // operation, since the kernels promise these integers exactly.
 struct QuantizedBlock {
   int q[32];
   float scale;
-  int sum;       // of q
-  int last_sum;  // of the last 16
+  int sums[2];  // of q: the first and the last 16
 };
 
-inline QuantizedBlock quantize(const float* x, std::size_t n) {
+inline QuantizedBlock quantize(std::span<const float> x, float magnitude) {
   QuantizedBlock block{};
-  float greatest = 0;
-  for (std::size_t i = 0; i < n; ++i) greatest = std::max(greatest, std::abs(x[i]));
-  const float inverse = greatest > 0 ? 127.0f / greatest : 0.0f;
-  for (std::size_t i = 0; i < n; ++i) {
+  const float inverse = magnitude > 0 ? 127.0f / magnitude : 0.0f;
+  for (std::size_t i = 0; i < x.size(); ++i) {
     block.q[i] = static_cast<int>(std::nearbyint(x[i] * inverse));
-    block.sum += block.q[i];
-    if (i >= 16) block.last_sum += block.q[i];
+    block.sums[i / 16] += block.q[i];
   }
-  block.scale = greatest / 127.0f;
+  block.scale = magnitude / 127.0f;
   return block;
 }
 
-inline float greatest(const std::vector<float>& x) {
-  float magnitude = 0;
-  for (const float value : x) magnitude = std::max(magnitude, std::abs(value));
-  return magnitude;
+// The blocks of a row, the last of which may be shorter, where scale_blocks of them share a scale.
+inline std::vector<QuantizedBlock> quantize_all(std::span<const float> x, std::size_t scale_blocks) {
+  std::vector<QuantizedBlock> blocks;
+  for (std::size_t at = 0; at < x.size(); at += 32) {
+    const std::size_t shared = at - at % (32 * scale_blocks);
+    const float magnitude = greatest(x.subspan(shared, std::min(32 * scale_blocks, x.size() - shared)));
+    blocks.push_back(quantize(x.subspan(at, std::min<std::size_t>(32, x.size() - at)), magnitude));
+  }
+  return blocks;
 }
 
 // A row as integers of up to `most` represents it: x = scale * q, q = round(x * most / max|x|), ties to even. In float likewise.
@@ -286,15 +294,16 @@ struct Sum {
   }
 };
 
-// The blocks of n activations, the last of which may be shorter.
-inline std::vector<QuantizedBlock> quantize_all(const float* x, std::size_t n) {
-  std::vector<QuantizedBlock> blocks;
-  for (std::size_t at = 0; at < n; at += 32) blocks.push_back(quantize(x + at, std::min<std::size_t>(32, n - at)));
-  return blocks;
+// What blocks with a scale each lack of a row: x - scale * q. In float, with one rounding, likewise.
+inline std::vector<float> rest_of(std::span<const float> x) {
+  const std::vector<QuantizedBlock> blocks = quantize_all(x, 1);
+  std::vector<float> rest;
+  for (std::size_t i = 0; i < x.size(); ++i)
+    rest.push_back(std::fma(-blocks[i / 32].scale, static_cast<float>(blocks[i / 32].q[i % 32]), x[i]));
+  return rest;
 }
 
-// One output with int8 activations: activations share a scale in blocks of 32 columns, weights in runs of 32 or 16, and in each
-// run the integers are multiplied exactly.
+// One output with int8 activations: weights share a scale in runs of 32 or 16 columns, and in each run the integers are multiplied exactly.
 inline Sum dot_int8(const Weights& weights, std::size_t row, const std::vector<QuantizedBlock>& x) {
   const std::size_t cols = weights.values.cols, n = run(weights.format);
   Sum sum;

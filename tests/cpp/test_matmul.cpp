@@ -17,6 +17,7 @@ struct Product {
   std::size_t rows, cols;
   const std::vector<std::uint8_t>& packed;
   bool int8;
+  int scale_blocks = 1;
 
   // (n_rows, stride): what the kernel makes of n_rows activations (n_rows, cols), on top of `before`.
   std::vector<float> run(const Kernels& kernels, const std::vector<float>& x, int n_rows,
@@ -26,7 +27,7 @@ struct Product {
     Buffer<std::uint8_t> panel(row_bytes * static_cast<std::size_t>(n_rows)), tiles(packed.size());
     std::copy(packed.begin(), packed.end(), tiles.data());
     if (int8) {
-      kernels.pack_int8(x.data(), cols, n_rows, cols, panel.data());
+      kernels.pack_int8(x.data(), cols, n_rows, cols, scale_blocks, panel.data());
     } else {
       put_floats(x, static_cast<std::size_t>(n_rows), panel_cols + gap, reinterpret_cast<float*>(panel.data()));
     }
@@ -34,8 +35,8 @@ struct Product {
     if (before != nullptr) out = *before;
     const std::size_t n_tiles = reference::padded(rows, 16) / 16, tile_bytes = packed.size() / n_tiles;
     const std::size_t n_groups = reference::padded_cols(format, cols) / reference::columns_of_group(format);
-    const MatmulArgs args{tiles.data(),     n_tiles, tile_bytes, n_groups,   panel.data(),
-                          panel_cols + gap, n_rows,  out.data(), out_stride, before != nullptr};
+    const MatmulArgs args{tiles.data(), n_tiles,    tile_bytes, n_groups,          panel.data(), panel_cols + gap,
+                          n_rows,       out.data(), out_stride, before != nullptr, scale_blocks};
     (int8 ? kernels.matmul_int8 : kernels.matmul_f32)[static_cast<std::size_t>(format)](args);
     return out;
   }
@@ -55,15 +56,19 @@ struct Product {
 
   // Of one row of activations, (rows) outputs.
   std::vector<reference::Sum> expected(const reference::Weights& weights, const float* x) const {
-    const std::vector<reference::QuantizedBlock> blocks = reference::quantize_all(x, cols);
+    const std::vector<reference::QuantizedBlock> blocks = quantized(x);
     std::vector<reference::Sum> sums;
     for (std::size_t row = 0; row < rows; ++row)
       sums.push_back(int8 ? reference::dot_int8(weights, row, blocks) : reference::dot_f32(weights, row, x));
     return sums;
   }
 
-  // Roundings on the way to one output. int8: a term a run, and one for its minimum; each has a product of two scales, the
-  // product with the integer, and a sum. f32: two sums of half the columns each, of weights that round once.
+  std::vector<reference::QuantizedBlock> quantized(const float* x) const {
+    return reference::quantize_all({x, cols}, static_cast<std::size_t>(scale_blocks));
+  }
+
+  // Roundings on the way to one output. int8: a term a run, and one for its minimum, each with a sum; a scale of two factors, and at most as
+  // many sums with a scale of activations. f32: two sums of half the columns each, of weights that round once.
   double roundings() const {
     const auto n = static_cast<double>(reference::padded(cols, 64));
     const double terms = reference::has_minimum(format) ? 2 : 1;
@@ -153,23 +158,27 @@ T read_at(const std::uint8_t* bytes, std::size_t offset) {
 
 // An int8 panel as its description in kernels.h has it.
 void check_panel(const Kernels& kernels, const std::vector<float>& x, std::size_t n_rows, std::size_t cols,
-                 std::size_t stride) {
+                 std::size_t stride, int scale_blocks) {
   const std::size_t n_blocks = reference::padded(cols, kPanelCols) / 32, block_bytes = kPanelBlockBytes * n_rows;
   const auto depth = static_cast<std::size_t>(kernels.panel_depth);
   std::vector<std::uint8_t> panel(n_blocks * block_bytes, 0xaa);
-  kernels.pack_int8(x.data(), stride, static_cast<int>(n_rows), cols, panel.data());
-  for (std::size_t b = 0; b < n_blocks; ++b) {
-    const std::uint8_t* block = panel.data() + b * block_bytes;
-    for (std::size_t r = 0; r < n_rows; ++r) {
-      const std::size_t n = b * 32 < cols ? std::min<std::size_t>(32, cols - b * 32) : 0;
-      const reference::QuantizedBlock expected = reference::quantize(&x[r * stride] + b * 32, n);
+  kernels.pack_int8(x.data(), stride, static_cast<int>(n_rows), cols, scale_blocks, panel.data());
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    std::vector<float> padded(n_blocks * 32);
+    std::copy_n(&x[r * stride], cols, padded.begin());
+    const auto blocks = reference::quantize_all(padded, static_cast<std::size_t>(scale_blocks));
+    for (std::size_t b = 0; b < n_blocks; ++b) {
+      const std::uint8_t* block = panel.data() + b * block_bytes;
+      const reference::QuantizedBlock& expected = blocks[b];
       for (std::size_t i = 0; i < 32; ++i)
         CHECK_EQUAL(static_cast<std::int8_t>(block[depth * (i / depth * n_rows + r) + i % depth]), expected.q[i]);
       const std::uint8_t* tail = block + 32 * n_rows;
       CHECK_EQUAL(read_at<float>(tail, 4 * r), expected.scale);
-      CHECK_EQUAL(read_at<float>(tail, 4 * (n_rows + r)), expected.scale * static_cast<float>(expected.sum));
-      CHECK_EQUAL(read_at<std::int32_t>(tail, 4 * (2 * n_rows + r)), -8 * expected.sum);
-      CHECK_EQUAL(read_at<std::int32_t>(tail, 4 * (3 * n_rows + r)), -8 * expected.last_sum);
+      const int sum = expected.sums[0] + expected.sums[1];
+      CHECK_EQUAL(read_at<float>(tail, 4 * (n_rows + r)), static_cast<float>(sum));
+      CHECK_EQUAL(read_at<std::int32_t>(tail, 4 * (2 * n_rows + r)), -8 * sum);
+      CHECK_EQUAL(read_at<std::int32_t>(tail, 4 * (3 * n_rows + r)), -32 * expected.sums[0]);
+      CHECK_EQUAL(read_at<std::int32_t>(tail, 4 * (4 * n_rows + r)), -32 * expected.sums[1]);
     }
   }
 }
@@ -181,7 +190,8 @@ TEST(matmul, int8_panels) {
     Random random(1);
     for (std::size_t n_rows = 1; n_rows <= static_cast<std::size_t>(kernels.panel_rows); ++n_rows)
       for (const std::size_t cols : {1, 31, 32, 33, 64, 65, 96, 172})
-        check_panel(kernels, random.normals(n_rows * (cols + 3)), n_rows, cols, cols + 3);
+        for (const int scale_blocks : {1, 2})
+          check_panel(kernels, random.normals(n_rows * (cols + 3)), n_rows, cols, cols + 3, scale_blocks);
   });
 }
 
@@ -197,8 +207,10 @@ TEST(matmul, int8_panels_of_zeros_ties_and_small_and_large_values) {
     }
     x[32] = 127.0f;
     x[160 + 5] = -3.0f;  // one value alone
-    check_panel(kernels, x, 1, x.size(), x.size());
-    check_panel(kernels, x, 3, 64, 64);
+    for (const int scale_blocks : {1, 2}) {
+      check_panel(kernels, x, 1, x.size(), x.size(), scale_blocks);
+      check_panel(kernels, x, 3, 64, 64, scale_blocks);
+    }
   });
 }
 
@@ -209,11 +221,11 @@ TEST(matmul, int8_panels_of_subnormal_values) {
       std::vector<float> x(64, 0.0f);
       x[3] = value;
       std::vector<std::uint8_t> panel(2 * kPanelBlockBytes, 0xaa);
-      kernels.pack_int8(x.data(), 64, 1, 64, panel.data());
+      kernels.pack_int8(x.data(), 64, 1, 64, 1, panel.data());
       const double scale = read_at<float>(panel.data(), 32);
       for (std::size_t i = 0; i < 32; ++i)
         CHECK_NEAR(static_cast<std::int8_t>(panel[i]) * scale, x[i], std::abs(value));
-      CHECK(std::abs(read_at<float>(panel.data(), 36)) <= 2 * std::abs(value));
+      CHECK(std::abs(read_at<float>(panel.data(), 36)) <= 127);
       CHECK(std::abs(read_at<std::int32_t>(panel.data(), 40)) <= 8 * 127);
     }
   });
@@ -227,9 +239,12 @@ TEST(matmul, int8_panels_pass_on_what_is_not_finite) {
         std::vector<float> x(64, 1.0f);
         x[place] = bad;
         std::vector<std::uint8_t> panel(2 * kPanelBlockBytes, 0xaa);
-        kernels.pack_int8(x.data(), 64, 1, 64, panel.data());
+        kernels.pack_int8(x.data(), 64, 1, 64, 1, panel.data());
         CHECK(!std::isfinite(read_at<float>(panel.data(), 32)));
         CHECK(std::isfinite(read_at<float>(panel.data(), kPanelBlockBytes + 32)));
+        kernels.pack_int8(x.data(), 64, 1, 64, 2, panel.data());
+        for (const std::size_t at : {std::size_t{32}, kPanelBlockBytes + std::size_t{32}})
+          CHECK(!std::isfinite(read_at<float>(panel.data(), at)));
       }
     }
   });
@@ -249,13 +264,15 @@ TEST(matmul, integer_products_are_exact) {
           for (std::size_t col = 0; col < cols; ++col)
             simplify(format, packed, reference::place_of(format, cols, row, col), row);
         const std::vector<float> x = whole_numbers(random, static_cast<std::size_t>(kernels.panel_rows), cols);
-        const Product product{format, rows, cols, packed, true};
-        const std::vector<float> out = product.run(kernels, x, kernels.panel_rows, nullptr);
         const reference::Weights weights(format, packed, rows, cols);
-        for (std::size_t r = 0; r < static_cast<std::size_t>(kernels.panel_rows); ++r) {
-          const std::vector<reference::Sum> expected = product.expected(weights, &x[r * cols]);
-          for (std::size_t row = 0; row < rows; ++row)
-            CHECK_EQUAL(static_cast<double>(out[r * product.stride() + row]), expected[row].value);
+        for (const int scale_blocks : {1, 2}) {
+          const Product product{format, rows, cols, packed, true, scale_blocks};
+          const std::vector<float> out = product.run(kernels, x, kernels.panel_rows, nullptr);
+          for (std::size_t r = 0; r < static_cast<std::size_t>(kernels.panel_rows); ++r) {
+            const std::vector<reference::Sum> expected = product.expected(weights, &x[r * cols]);
+            for (std::size_t row = 0; row < rows; ++row)
+              CHECK_EQUAL(static_cast<double>(out[r * product.stride() + row]), expected[row].value);
+          }
         }
       }
     }
@@ -267,8 +284,10 @@ TEST(matmul, int8_products) {
     Random random(5);
     for (const Format format : quantised_formats())
       for (const auto& [rows, cols] : shapes(format))
-        check_product(kernels, {format, rows, cols, RandomMatrix(random, format, rows, cols, 0.05).bytes, true},
-                      random);
+        for (const int scale_blocks : {1, 2})
+          check_product(kernels,
+                        {format, rows, cols, RandomMatrix(random, format, rows, cols, 0.05).bytes, true, scale_blocks},
+                        random);
   });
 }
 
@@ -289,7 +308,9 @@ TEST(matmul, products_of_a_row_do_not_depend_on_its_neighbours) {
       const std::size_t cols = reference::is_k(format) ? 512 : 172;
       const std::vector<std::uint8_t> packed = RandomMatrix(random, format, 33, cols, 0.05).bytes;
       check_rows_alone(kernels, {format, 33, cols, packed, false}, random);
-      if (reference::is_quantised(format)) check_rows_alone(kernels, {format, 33, cols, packed, true}, random);
+      for (const int scale_blocks : {1, 2})
+        if (reference::is_quantised(format))
+          check_rows_alone(kernels, {format, 33, cols, packed, true, scale_blocks}, random);
     }
   });
 }
@@ -299,9 +320,10 @@ TEST(matmul, products_do_not_depend_on_the_instruction_set) {
   for (const Format format : all_formats) {
     for (const auto& [rows, cols] : shapes(format)) {
       const std::vector<std::uint8_t> packed = RandomMatrix(random, format, rows, cols, 0.05).bytes;
-      for (const bool int8 : {false, true}) {
+      for (const int scale_blocks : {0, 1, 2}) {  // 0: float activations
+        const bool int8 = scale_blocks > 0;
         if (int8 && !reference::is_quantised(format)) continue;
-        const Product product{format, rows, cols, packed, int8};
+        const Product product{format, rows, cols, packed, int8, scale_blocks};
         const std::vector<float> x = random.normals(cols);
         std::vector<float> expected;
         on_every_isa([&](const Kernels& kernels) {

@@ -313,7 +313,7 @@ class Reference {
     }
     ++position_;
     const Values last = norm(x, final_norm, no_layer);
-    Values logits = multiply(model_.tensor(s.tied ? embedding : head, no_layer), last);
+    Values logits = multiply_pairs(model_.tensor(s.tied ? embedding : head, no_layer), last);
     adapt(head, no_layer, last, logits);
     for (double& value : logits) value = reference::soft_cap(value, s.logit_softcap);
     return logits;
@@ -335,7 +335,7 @@ class Reference {
   }
 
   Values linear(Role role, std::uint32_t layer, const Values& x, std::uint32_t bias = no_layer) const {
-    Values out = multiply(model_.tensor(role, layer), x);
+    Values out = multiply(model_.tensor(role, layer), x, role == q || role == k || role == v ? 1 : 2);
     adapt(role, layer, x, out);
     if (bias == o_bias ? model_.shape.o_bias : bias != no_layer && model_.shape.qkv_bias)
       add(out, model_.tensor(bias, layer).row(0));
@@ -365,10 +365,11 @@ class Reference {
     return model_.shape.local_rope && contains(model_.shape.windowed, layer) ? 1 : model_.shape.rope_magnitude;
   }
 
-  Values multiply(const Tensor& tensor, const Values& x) const {
+  // `scale_blocks` blocks of activations share a scale where they are int8.
+  Values multiply(const Tensor& tensor, const Values& x, std::size_t scale_blocks) const {
     const reference::Weights& weights = weights_.at(&tensor);
     const std::vector<float> narrow(x.begin(), x.end());
-    const std::vector<reference::QuantizedBlock> blocks = reference::quantize_all(narrow.data(), narrow.size());
+    const std::vector<reference::QuantizedBlock> blocks = reference::quantize_all(narrow, scale_blocks);
     Values out(tensor.rows);
     for (std::size_t row = 0; row < tensor.rows; ++row) {
       if (int8_ && reference::is_quantised(tensor.format)) {
@@ -377,6 +378,16 @@ class Reference {
         for (std::size_t col = 0; col < tensor.cols; ++col) out[row] += weights.values.at(row, col) * x[col];
       }
     }
+    return out;
+  }
+
+  // Activations of int8, and what they lack of the floats as int8 too.
+  Values multiply_pairs(const Tensor& tensor, const Values& x) const {
+    Values out = multiply(tensor, x, 1);
+    if (!int8_ || !reference::is_quantised(tensor.format)) return out;
+    const std::vector<float> rest = reference::rest_of(std::vector<float>(x.begin(), x.end()));
+    const Values more = multiply(tensor, Values(rest.begin(), rest.end()), 1);
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] += more[i];
     return out;
   }
 

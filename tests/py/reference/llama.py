@@ -28,7 +28,7 @@ PAGE = 64  # positions that the cache keeps together
 class Rounding:
     """What is rounded on the way; by default nothing."""
 
-    int8_activations: bool = False  # inputs of linear layers whose weights are integers: int8 in blocks of 32
+    int8_activations: bool = False  # inputs of linear layers whose weights are integers: see `as_int8`
     f16_cache: bool = False  # keys (after rotation) and values as IEEE halves
     i16_cache: bool = False  # both as integers of 13 and 14 bits, see _attend
     float32_noise: int | None = None  # seed: every linear output off by up to what float32 sums may err
@@ -175,10 +175,21 @@ def _integers(x: Doubles, most: float) -> tuple[Doubles, Doubles]:
     return np.rint(np.divide(x, scale, out=np.zeros_like(x), where=scale > 0)), scale
 
 
-def quantized(x: Doubles) -> Doubles:
-    """`x` (n, cols) as int8 in blocks of 32 columns represents it: scale = max|x| / 127, nearest even."""
+def as_int8(x: Doubles, name: str) -> Doubles:
+    """The input `x` (n, cols) of a linear layer as integers represent it.
+
+    With a scale for 32 columns into attention and the head, there with int8 for what that lacks besides, else for 64.
+    """
+    if name == "output":
+        rounded = _quantized(x, 32)
+        return rounded + _quantized(x - rounded, 32)
+    return _quantized(x, 32 if name.endswith(("attn_q", "attn_k", "attn_v")) else 64)
+
+
+def _quantized(x: Doubles, shared: int) -> Doubles:
+    """`x` (n, cols) as int8 represents it where `shared` columns share a scale: max|x| / 127, nearest even."""
     n, cols = x.shape
-    blocks = np.pad(x, ((0, 0), (0, -cols % 32))).reshape(n, -1, 32)
+    blocks = np.pad(x, ((0, 0), (0, -cols % shared))).reshape(n, -1, shared)
     scale = (np.abs(blocks).max(axis=2, keepdims=True) / 127.0).astype(np.float32).astype(np.float64)
     integers = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0))
     return (integers * scale).reshape(n, -1)[:, :cols]
@@ -196,7 +207,7 @@ class _Machine:
 
     def linear(self, x: Doubles, *names: str) -> list[Doubles]:
         """Returns x W^T for each named W (rows, cols)."""
-        rounded = quantized(x) if self.rounding.int8_activations else x
+        rounded = as_int8(x, names[0]) if self.rounding.int8_activations else x
         return [
             self.weights.output(
                 name, x, self._product(rounded if self.weights.is_quantized(name) else x, self.values(name))
