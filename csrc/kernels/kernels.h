@@ -82,10 +82,10 @@ struct Kernels {
   Matmul matmul_int8[kMaxFormats];
   Matmul matmul_f32[kMaxFormats];
 
-  // n_rows rows of `cols` floats into a panel, columns padded with zeros to a multiple of kPanelCols.
+  // n_rows rows of `cols` floats into a panel where scale_blocks blocks share a scale, columns padded with zeros to a multiple of kPanelCols.
   void (*pack_int8)(const float* x, size_t stride, int n_rows, size_t cols, int scale_blocks, uint8_t* panel);
-  // What a row in an int8 panel, with a scale a block, lacks of its `cols` floats: rest = x − scale · q.
-  void (*int8_rest)(const float* x, size_t cols, float* rest);
+  // What a row in an int8 panel, with a scale a block, lacks of its `cols` floats: x − scale · q. `remainder` is not `x`.
+  void (*int8_remainder)(const float* x, size_t cols, float* remainder);
   // out = x / sqrt(mean(x²) + eps) · weight, over n values.
   void (*rms_norm)(const float* x, const float* weight, float eps, size_t n, float* out);
   GatedUnit swiglu;  // silu(g) = g / (1 + e^−g)

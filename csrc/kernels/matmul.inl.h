@@ -147,11 +147,12 @@ PYINFER_INLINE void add_minimum(const typename Format::Group& group, int b, int 
   if constexpr (Run + 1 < kRuns) add_minimum<Format, R, Run + 1>(group, b, strip, x, sums);
 }
 
-// What blocks that share a scale of activations add up to is made first: one multiplication less a block than if each were scaled by both
-// its weights' scale and its activations', and those share the pipes of the integer products on most processors.
+// Blocks that share a scale of activations are summed before it is applied: one multiplication less for two blocks, three less with runs of
+// 16, in pipes that on most processors the integer products use.
 template <class Format, int R, int S>
 PYINFER_INLINE void int8_strips(const MatmulArgs& args, const typename Format::Group* groups, int first_strip,
                                 F (&sums)[S][R]) {
+  static_assert(Format::kGroupCols / kBlock % 2 == 0);  // no scale is shared across groups
   const auto* x = (const PanelBlock<R>*)args.panel;
   for (size_t g = 0; g < args.n_groups; ++g) {
     for (int b = 0; b < Format::kGroupCols / kBlock;) {
@@ -169,7 +170,7 @@ PYINFER_INLINE void int8_strips(const MatmulArgs& args, const typename Format::G
       PYINFER_UNROLL
       for (int i = 0; i < S * R; ++i) {
         F& sum = sums[i / R][i % R];
-        sum = f_fma(shared[i / R][i % R], f_set(x[-1].scale[i % R]), sum);
+        sum = f_fma(shared[i / R][i % R], f_set(x[-1].scale[i % R]), sum);  // each of the blocks has the scale
       }
     }
   }

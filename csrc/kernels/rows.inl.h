@@ -132,15 +132,15 @@ inline void subtract_quantized(float* x) {
   }
 }
 
-void int8_rest(const float* x, size_t cols, float* rest) {
-  memcpy(rest, x, cols * sizeof(float));
+void int8_remainder(const float* x, size_t cols, float* remainder) {
+  memcpy(remainder, x, cols * sizeof(float));
   size_t c = 0;
-  for (; c + kBlock <= cols; c += kBlock) subtract_quantized(rest + c);
+  for (; c + kBlock <= cols; c += kBlock) subtract_quantized(remainder + c);
   if (c == cols) return;
   float tail[kBlock] = {};
-  memcpy(tail, rest + c, (cols - c) * sizeof(float));
+  memcpy(tail, remainder + c, (cols - c) * sizeof(float));
   subtract_quantized(tail);
-  memcpy(rest + c, tail, (cols - c) * sizeof(float));
+  memcpy(remainder + c, tail, (cols - c) * sizeof(float));
 }
 
 void rms_norm(const float* x, const float* weight, float eps, size_t n, float* out) {

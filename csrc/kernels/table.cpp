@@ -32,7 +32,7 @@ constexpr Kernels kTable = {
     },
 #undef PYINFER_FORMAT
     pack_int8,
-    int8_rest,
+    int8_remainder,
     rms_norm,
     swiglu,
     geglu,

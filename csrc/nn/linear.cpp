@@ -20,8 +20,8 @@ constexpr size_t kGatedBytes = 48 << 10;
 // they are packed once, together, and adapters make t of them while they are at hand. Each kind of activations that the job needs has
 // panels of its own; kind 0 is int8, 1 is f32.
 //
-// In pairs, each row of int8 is followed by one with what it lacks of the floats, and their products together are as good as those of 16 bits.
-// Such panels hold half as many rows: two of them stand where there is one otherwise.
+// With pairs, each int8 row is followed by its remainder, again as int8: the sum of their products is as good as one with 16 bits. A panel of rows
+// then becomes two panels of half as many pairs.
 class PackedInput {
  public:
   PackedInput(Workspace& w, const LinearInput& input, const LowRankJob& low, bool int8, bool f32, bool pairs = false)
@@ -29,7 +29,7 @@ class PackedInput {
         input_(input),
         low_(low),
         needed_{int8, f32},
-        copies_(pairs ? 2 : 1),
+        pairs_(pairs),
         rows_(static_cast<size_t>(w.kernels.panel_rows)),
         shared_(n_panels() > 1) {
     if (shared_) pack_all();
@@ -43,10 +43,10 @@ class PackedInput {
   size_t first_panel(size_t part) const { return n_panels() * part / n_parts(); }
   size_t first_row(size_t panel) const { return panel * rows_; }
   int rows_of(size_t panel) const { return static_cast<int>(std::min(rows_, input_.n_rows - first_row(panel))); }
-  int scale_blocks() const { return input_.scale_blocks; }
-  // Rows of a panel of pairs, and where the one begins whose first row is row `r` of `panel`.
+  int scale_blocks() const { return pairs_ ? 1 : input_.scale_blocks; }
   size_t pairs_a_panel() const { return rows_ / 2; }
-  const uint8_t* pairs(size_t panel, int thread, size_t r) const {
+  // The panel of pairs whose first is row `r` of `panel`.
+  const uint8_t* pair_panel(size_t panel, int thread, size_t r) const {
     return this->panel(0, panel, thread) + r * row_bytes(0);
   }
   const uint8_t* panel(int kind, size_t panel, int thread) const {
@@ -61,9 +61,9 @@ class PackedInput {
   }
 
  private:
-  size_t padded_cols() const { return round_up(input_.cols, kPanelCols); }
   size_t row_bytes(int kind) const {
-    return kind == 0 ? copies_ * padded_cols() / 32 * kPanelBlockBytes : w_.row_bytes[kind];
+    return kind == 0 ? (pairs_ ? 2 : 1) * round_up(input_.cols, kPanelCols) / 32 * kPanelBlockBytes
+                     : w_.row_bytes[kind];
   }
   uint8_t* shared_panel(int kind, size_t panel) const { return w_.panels[kind] + first_row(panel) * row_bytes(kind); }
   uint8_t* own_panel(int kind, int thread) const {
@@ -88,8 +88,8 @@ class PackedInput {
     if (kind == 1) return pack_floats(w_, input_, first, n, out);
     FloatRows rows{input_.x + first * input_.stride, input_.stride};
     if (input_.norm != nullptr) rows = normed(rows, n, thread);
-    if (copies_ == 2) {
-      pack_pairs(rows, n, out, thread);
+    if (pairs_) {
+      pack_pairs(n, out, thread);
     } else {
       pack_int8(rows.x, rows.stride, n, out);
     }
@@ -99,34 +99,32 @@ class PackedInput {
   FloatRows normed(const FloatRows& rows, size_t n, int thread) const {
     float* own = own_rows(thread);
     for (size_t r = 0; r < n; ++r)
-      w_.kernels.rms_norm(rows.x + r * rows.stride, input_.norm, input_.eps, input_.cols, own + r * w_.max_cols);
-    return {own, w_.max_cols};
+      w_.kernels.rms_norm(rows.x + r * rows.stride, input_.norm, input_.eps, input_.cols, own + r * w_.own_stride);
+    return {own, w_.own_stride};
   }
 
-  // Rows that may be the thread's own already.
-  void pack_pairs(const FloatRows& rows, size_t n, uint8_t* out, int thread) const {
-    const size_t stride = w_.max_cols / 2;  // from a row to what it lacks, and on to the next
+  // The thread's own rows hold n normed rows; the remainder of each goes into the second half of its place.
+  void pack_pairs(size_t n, uint8_t* out, int thread) const {
+    const size_t half = w_.own_stride / 2;
     float* own = own_rows(thread);
-    for (size_t r = 0; r < n; ++r) {
-      float* row = own + 2 * r * stride;
-      if (rows.x != own) std::copy_n(rows.x + r * rows.stride, input_.cols, row);
-      w_.kernels.int8_rest(row, input_.cols, row + stride);
-    }
+    for (size_t r = 0; r < n; ++r) w_.kernels.int8_remainder(own + 2 * r * half, input_.cols, own + (2 * r + 1) * half);
     for (size_t r = 0; r < n; r += pairs_a_panel())
-      pack_int8(own + 2 * r * stride, stride, 2 * std::min(pairs_a_panel(), n - r), out + r * row_bytes(0));
+      pack_int8(own + 2 * r * half, half, 2 * std::min(pairs_a_panel(), n - r), out + r * row_bytes(0));
   }
 
   void pack_int8(const float* x, size_t stride, size_t n, uint8_t* out) const {
-    w_.kernels.pack_int8(x, stride, static_cast<int>(n), input_.cols, input_.scale_blocks, out);
+    w_.kernels.pack_int8(x, stride, static_cast<int>(n), input_.cols, scale_blocks(), out);
   }
-  float* own_rows(int thread) const { return w_.own_rows + static_cast<size_t>(thread) * kMaxPanelRows * w_.max_cols; }
+  float* own_rows(int thread) const {
+    return w_.own_rows + static_cast<size_t>(thread) * kMaxPanelRows * w_.own_stride;
+  }
 
   Workspace& w_;
   const LinearInput& input_;
   const LowRankJob& low_;
   bool needed_[2];
-  size_t copies_;  // of an int8 row: 2 in pairs
-  size_t rows_;    // a panel
+  bool pairs_;
+  size_t rows_;  // a panel
   bool shared_;
 };
 
@@ -199,7 +197,7 @@ void multiply_pairs(const Workspace& w, const PackedInput& packed, const Matrix&
                           1,
                           weights.tile_bytes,
                           weights.n_groups,
-                          packed.pairs(panel, thread, first),
+                          packed.pair_panel(panel, thread, first),
                           w.float_stride(),
                           static_cast<int>(2 * n_pairs),
                           products,

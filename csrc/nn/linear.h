@@ -20,7 +20,7 @@ struct LinearInput {
   const float* norm;  // (cols) or nullptr
   float eps;
   Activations activations;
-  int scale_blocks;                    // blocks of 32 columns that share a scale where activations are int8: 1 or 2
+  int scale_blocks;  // blocks of 32 columns that share a scale where activations are int8: 1 or 2; in pairs always 1
   std::span<const Piece> pieces = {};  // the rows with adapters, in ascending order
   size_t number = 0;                   // of this input among Adapters::inputs
 };
@@ -51,8 +51,8 @@ void linear(Workspace& workspace, const LinearInput& input, std::initializer_lis
 void linear_gated(Workspace& workspace, const LinearInput& input, const Matrix& gate, const Matrix& up, GatedUnit unit,
                   float* out, size_t stride);
 
-// As `linear`, but each row goes to a place of its own with exactly `weights.rows` floats, and activations of int8 come in pairs of rows that
-// together have 16 bits.
+// As `linear`, but each row goes to a place of its own with exactly `weights.rows` floats. The input has a norm; as int8 its rows come in
+// pairs, value and remainder.
 void linear_scatter(Workspace& workspace, const LinearInput& input, const Matrix& weights, float* const* rows);
 
 }  // namespace pyinfer

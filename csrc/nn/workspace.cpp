@@ -25,7 +25,7 @@ void lay_out(Workspace& w, const WorkspaceShape& shape, Layout& layout) {
     w.panels[kind] = layout.take<uint8_t>(needed[kind] ? w.max_rows * w.row_bytes[kind] : 0);
     w.own_panels[kind] = layout.take<uint8_t>(needed[kind] ? threads * kMaxPanelRows * w.row_bytes[kind] : 0);
   }
-  w.own_rows = layout.take<float>(threads * kMaxPanelRows * w.max_cols);
+  w.own_rows = layout.take<float>(threads * kMaxPanelRows * w.own_stride);
   w.own_tiles = layout.take<float>(threads * 2 * kMaxPanelRows * Workspace::kOwnTileCols);
   w.segments = layout.take<Segment>(w.max_rows);
   w.wanted = layout.take<float*>(w.max_rows);
@@ -42,8 +42,8 @@ Workspace::Workspace(const Kernels& k, ThreadPool& p, const WorkspaceShape& shap
     : kernels(k),
       pool(p),
       max_rows(shape.max_rows),
-      max_cols(
-          std::max({2 * round_up(shape.dim, kPanelCols), round_up(std::max(shape.q_width, shape.n_ff), kPanelCols)})),
+      max_cols(round_up(std::max({shape.dim, shape.q_width, shape.n_ff}), kPanelCols)),
+      own_stride(std::max(max_cols, 2 * round_up(shape.dim, kPanelCols))),
       x_stride(round_up(shape.dim, kTile)),
       q_width(round_up(shape.q_width, kTile)),
       kv_width(round_up(shape.kv_width, kTile)),
@@ -51,7 +51,7 @@ Workspace::Workspace(const Kernels& k, ThreadPool& p, const WorkspaceShape& shap
       hidden_stride(round_up(shape.n_ff, kTile)),
       rope_pairs(shape.rope_pairs),
       rope_sets(shape.rope_sets),
-      row_bytes{max_cols / 32 * kPanelBlockBytes, (max_cols + kFloatRowGap) * sizeof(float)},
+      row_bytes{own_stride / 32 * kPanelBlockBytes, (max_cols + kFloatRowGap) * sizeof(float)},
       low_rank(shape.low_rank) {
   allocate(shape);
 }

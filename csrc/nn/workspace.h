@@ -23,7 +23,7 @@ struct Segment {
   size_t first_position;
 };
 
-// How activations meet weights: as int8 in blocks of 32, or in float (always with float weights, else the reference path).
+// How activations meet weights: as int8 with a scale for 32 or 64 columns, or in float (always with float weights, else the reference path).
 enum class Activations { int8, f32 };
 
 // The widths that decide how much room is needed, all in floats a row.
@@ -53,7 +53,8 @@ struct Workspace {
   const Kernels& kernels;
   ThreadPool& pool;
   size_t max_rows;
-  size_t max_cols;  // the widest input of any matrix; the head's counts twice
+  size_t max_cols;    // the widest input of any matrix
+  size_t own_stride;  // room for it, and for a row of the head with its remainder
 
   size_t x_stride;    // of x, in floats
   size_t q_width;     // padded to whole tiles
@@ -74,9 +75,10 @@ struct Workspace {
   // Packed inputs: of a whole step, and of one panel for each thread. Index 0 for int8, 1 for f32.
   uint8_t* panels[2];
   uint8_t* own_panels[2];
-  size_t row_bytes[2];  // of a panel row at max_cols; of any row of a float panel
-  float* own_rows;      // (threads, kMaxPanelRows, max_cols) normed rows on their way into an int8 panel
-  float* own_tiles;     // (threads, 2, kMaxPanelRows, tile columns) results on their way to an epilogue
+  size_t row_bytes[2];  // the most of an int8 panel row; of any row of a float panel
+  float*
+      own_rows;  // (threads, kMaxPanelRows, own_stride) normed rows, of the head with remainders, on their way into an int8 panel
+  float* own_tiles;  // (threads, 2, kMaxPanelRows, tile columns) results on their way to an epilogue
 
   Segment* segments;  // (max_rows)
   float** wanted;     // (max_rows) where logits go

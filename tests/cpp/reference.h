@@ -295,12 +295,12 @@ struct Sum {
 };
 
 // What blocks with a scale each lack of a row: x - scale * q. In float, with one rounding, likewise.
-inline std::vector<float> rest_of(std::span<const float> x) {
+inline std::vector<float> remainder_of(std::span<const float> x) {
   const std::vector<QuantizedBlock> blocks = quantize_all(x, 1);
-  std::vector<float> rest;
+  std::vector<float> remainder;
   for (std::size_t i = 0; i < x.size(); ++i)
-    rest.push_back(std::fma(-blocks[i / 32].scale, static_cast<float>(blocks[i / 32].q[i % 32]), x[i]));
-  return rest;
+    remainder.push_back(std::fma(-blocks[i / 32].scale, static_cast<float>(blocks[i / 32].q[i % 32]), x[i]));
+  return remainder;
 }
 
 // One output with int8 activations: weights share a scale in runs of 32 or 16 columns, and in each run the integers are multiplied exactly.

@@ -8,33 +8,33 @@
 using namespace pyinfer;
 
 // To the bit, and no more than half a step of each block: what is added as int8 again has 16 bits.
-TEST(rows, int8_rest) {
+TEST(rows, int8_remainder) {
   on_every_isa([](const Kernels& kernels) {
     Random random(18);
     for (const std::size_t n : {1, 31, 32, 33, 64, 172, 576}) {
       std::vector<float> x = random.normals(n, std::pow(10.0, random.uniform(-4, 4)));
       if (n == 64) std::fill_n(x.begin(), 32, 0.0f), x[3] = 1e-40f;
-      std::vector<float> rest(n + 1, untouched);
-      kernels.int8_rest(x.data(), n, rest.data());
+      std::vector<float> remainder(n + 1, untouched);
+      kernels.int8_remainder(x.data(), n, remainder.data());
       const std::vector<reference::QuantizedBlock> blocks = reference::quantize_all(x, 1);
-      const std::vector<float> expected = reference::rest_of(x);
+      const std::vector<float> expected = reference::remainder_of(x);
       for (std::size_t i = 0; i < n; ++i) {
-        CHECK_EQUAL(rest[i], n == 64 && i < 32 ? x[i] : expected[i]);  // too small for integers
-        if (n != 64) CHECK(std::abs(rest[i]) <= 0.5001f * blocks[i / 32].scale);
+        CHECK_EQUAL(remainder[i], n == 64 && i < 32 ? x[i] : expected[i]);  // too small for integers
+        if (n != 64) CHECK(std::abs(remainder[i]) <= 0.5001f * blocks[i / 32].scale);
       }
-      CHECK_EQUAL(rest[n], untouched);
+      CHECK_EQUAL(remainder[n], untouched);
     }
   });
 }
 
-TEST(rows, int8_rest_passes_on_what_is_not_finite) {
+TEST(rows, int8_remainder_passes_on_what_is_not_finite) {
   on_every_isa([](const Kernels& kernels) {
     for (const float bad : {NAN, INFINITY, -INFINITY}) {
-      std::vector<float> x(40, 1.0f), rest(40);
+      std::vector<float> x(40, 1.0f), remainder(40);
       x[35] = bad;
-      kernels.int8_rest(x.data(), x.size(), rest.data());
-      CHECK(std::isfinite(rest[0]));
-      CHECK(!std::isfinite(rest[35]));
+      kernels.int8_remainder(x.data(), x.size(), remainder.data());
+      CHECK(std::isfinite(remainder[0]));
+      CHECK(!std::isfinite(remainder[35]));
     }
   });
 }

@@ -385,8 +385,8 @@ class Reference {
   Values multiply_pairs(const Tensor& tensor, const Values& x) const {
     Values out = multiply(tensor, x, 1);
     if (!int8_ || !reference::is_quantised(tensor.format)) return out;
-    const std::vector<float> rest = reference::rest_of(std::vector<float>(x.begin(), x.end()));
-    const Values more = multiply(tensor, Values(rest.begin(), rest.end()), 1);
+    const std::vector<float> remainder = reference::remainder_of(std::vector<float>(x.begin(), x.end()));
+    const Values more = multiply(tensor, Values(remainder.begin(), remainder.end()), 1);
     for (std::size_t i = 0; i < out.size(); ++i) out[i] += more[i];
     return out;
   }
