@@ -257,7 +257,7 @@ struct QuantizedBlock {
 
 inline QuantizedBlock quantize(std::span<const float> x, float magnitude) {
   QuantizedBlock block{};
-  const float inverse = magnitude > 0 ? 127.0f / magnitude : 0.0f;
+  const float inverse = magnitude >= 1e-36f ? 127.0f / magnitude : 0.0f;  // it would overflow: as good as zero
   for (std::size_t i = 0; i < x.size(); ++i) {
     block.q[i] = static_cast<int>(std::nearbyint(x[i] * inverse));
     block.sums[i / 16] += block.q[i];
