@@ -124,12 +124,12 @@ void pack_int8(const float* x, size_t stride, int n_rows, size_t cols, int scale
 // One block in place.
 inline void subtract_quantized(float* x) {
   const float magnitude = largest_magnitude(x, kBlock);
-  if (!(magnitude >= kLeastMagnitude)) return;
-  const F inverse = f_set(127.0f / magnitude), scale = f_set(magnitude / 127.0f);
-  for (int i = 0; i < kBlock; i += kLanes) {
-    const F values = f_load(x + i);
-    f_store(x + i, f_fma(f_sub(f_zero(), scale), f_from_i(f_round(f_mul(values, inverse))), values));
-  }
+  int8_t q[kBlock];
+  int32_t sums[2];
+  quantize_block(x, magnitude, q, sums);
+  const F scale = f_set(-(magnitude / 127.0f));
+  for (int i = 0; i < kBlock; i += kLanes)
+    f_store(x + i, f_fma(scale, f_from_i(i_load_signed_bytes(q + i)), f_load(x + i)));
 }
 
 void int8_remainder(const float* x, size_t cols, float* remainder) {

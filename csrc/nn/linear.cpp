@@ -20,7 +20,7 @@ constexpr size_t kGatedBytes = 48 << 10;
 // they are packed once, together, and adapters make t of them while they are at hand. Each kind of activations that the job needs has
 // panels of its own; kind 0 is int8, 1 is f32.
 //
-// With pairs, each int8 row is followed by its remainder, again as int8: the sum of their products is as good as one with 16 bits. A panel of rows
+// With `pairs`, each int8 row is followed by its remainder, again as int8: the sum of their products is as good as one with 16 bits. A panel of rows
 // then becomes two panels of half as many pairs.
 class PackedInput {
  public:
@@ -163,22 +163,29 @@ void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t
   });
 }
 
-// Multiplies tiles [begin, end) of a matrix with one panel.
-void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weights, int kind, size_t panel,
-              size_t begin, size_t end, int thread, float* out, size_t stride, bool accumulate) {
+// Multiplies tiles [begin, end) of a matrix with n_rows rows, the panel of which is at `panel`.
+void multiply_panel(const Workspace& w, const PackedInput& packed, const Matrix& weights, int kind,
+                    const uint8_t* panel, int n_rows, size_t begin, size_t end, float* out, size_t stride,
+                    bool accumulate) {
   const MatmulArgs args{weights.tiles + begin * weights.tile_bytes,
                         end - begin,
                         weights.tile_bytes,
                         weights.n_groups,
-                        packed.panel(kind, panel, thread),
+                        panel,
                         w.float_stride(),
-                        packed.rows_of(panel),
+                        n_rows,
                         out,
                         stride,
                         accumulate,
                         packed.scale_blocks()};
   const Matmul* table = kind == 0 ? w.kernels.matmul_int8 : w.kernels.matmul_f32;
   table[static_cast<size_t>(weights.format)](args);
+}
+
+void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weights, int kind, size_t panel,
+              size_t begin, size_t end, int thread, float* out, size_t stride, bool accumulate) {
+  multiply_panel(w, packed, weights, kind, packed.panel(kind, panel, thread), packed.rows_of(panel), begin, end, out,
+                 stride, accumulate);
 }
 
 float* own_tile(const Workspace& w, int thread, int which) {
@@ -193,18 +200,8 @@ void multiply_pairs(const Workspace& w, const PackedInput& packed, const Matrix&
   float* products = own_tile(w, thread, 1);
   for (size_t first = 0; first < n; first += packed.pairs_a_panel()) {
     const size_t n_pairs = std::min(packed.pairs_a_panel(), n - first);
-    const MatmulArgs args{weights.tiles + tile * weights.tile_bytes,
-                          1,
-                          weights.tile_bytes,
-                          weights.n_groups,
-                          packed.pair_panel(panel, thread, first),
-                          w.float_stride(),
-                          static_cast<int>(2 * n_pairs),
-                          products,
-                          kTile,
-                          false,
-                          packed.scale_blocks()};
-    w.kernels.matmul_int8[static_cast<size_t>(weights.format)](args);
+    multiply_panel(w, packed, weights, 0, packed.pair_panel(panel, thread, first), static_cast<int>(2 * n_pairs), tile,
+                   tile + 1, products, kTile, false);
     for (size_t i = 0; i < n_pairs * kTile; ++i) {
       const float* pair = products + i / kTile * 2 * kTile + i % kTile;
       out[first * kTile + i] = pair[0] + pair[kTile];
@@ -347,7 +344,7 @@ void linear_gated(Workspace& w, const LinearInput& input, const Matrix& gate, co
 void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weights, float* const* rows) {
   const int kind = kind_of(weights, input);
   LowRankJob low(w, input);
-  const PackedInput packed(w, input, low, kind == 0, kind == 1, kind == 0);
+  const PackedInput packed(w, input, low, kind == 0, kind == 1, true);
   over_tiles(w, low, packed, weights.n_tiles(), weights.tile_bytes, [&](const Work& work) {
     const int thread = work.thread;
     float* result = own_tile(w, thread, 0);

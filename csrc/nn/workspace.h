@@ -76,8 +76,7 @@ struct Workspace {
   uint8_t* panels[2];
   uint8_t* own_panels[2];
   size_t row_bytes[2];  // the most of an int8 panel row; of any row of a float panel
-  float*
-      own_rows;  // (threads, kMaxPanelRows, own_stride) normed rows, of the head with remainders, on their way into an int8 panel
+  float* own_rows;  // (threads, kMaxPanelRows, own_stride) rows, normed, and remainders on their way into an int8 panel
   float* own_tiles;  // (threads, 2, kMaxPanelRows, tile columns) results on their way to an epilogue
 
   Segment* segments;  // (max_rows)

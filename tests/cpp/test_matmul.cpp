@@ -56,15 +56,11 @@ struct Product {
 
   // Of one row of activations, (rows) outputs.
   std::vector<reference::Sum> expected(const reference::Weights& weights, const float* x) const {
-    const std::vector<reference::QuantizedBlock> blocks = quantized(x);
+    const auto blocks = reference::quantize_all({x, cols}, static_cast<std::size_t>(scale_blocks));
     std::vector<reference::Sum> sums;
     for (std::size_t row = 0; row < rows; ++row)
       sums.push_back(int8 ? reference::dot_int8(weights, row, blocks) : reference::dot_f32(weights, row, x));
     return sums;
-  }
-
-  std::vector<reference::QuantizedBlock> quantized(const float* x) const {
-    return reference::quantize_all({x, cols}, static_cast<std::size_t>(scale_blocks));
   }
 
   // Roundings on the way to one output. int8: a term a run, and one for its minimum, each with a sum; a scale of two factors, and at most as

@@ -93,7 +93,7 @@ def test_adds_exactly_to_a_quantised_base(case: Case, weights: str, base: Made) 
         off.append(np.median(kl(turned.exact(dequantised, INT8), ours)))
         adapted.append(kl(turned.exact(dequantised), ours).mean())
         bare.append(kl(alone.exact(dequantised), logits(model, (), tokens, "int8")).mean())
-    assert np.quantile(off, 0.25) <= TYPICAL_KL  # a first token between two integers shows in all that follow
+    assert np.median(off) <= TYPICAL_KL  # a first token between two integers shows in all that follow
     assert np.mean(adapted) <= 4 * np.mean(bare)
 
 

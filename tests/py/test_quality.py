@@ -17,7 +17,7 @@ from reference.llama import kl
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 DATA = Path(__file__).parent.parent / "data"
-POSITIONS = 96
+POSITIONS = 162  # all of the golden text: among fewer a single near tie is too much of the mean
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
     "One day, she saw a big, red ball."
@@ -56,15 +56,14 @@ def test_reference_dequantises_to_the_bit(kind: str) -> None:
 @pytest.mark.model
 def test_reference_agrees_with_llama_cpp(exact: NDArray[np.float64]) -> None:
     """Their activations are int8 as well, so that a near tie may fall the other way: nine of ten tokens must not."""
-    best = exact.argmax(axis=1)
-    assert np.mean(best == prose()["llama_cpp_best"]) >= 0.9
+    theirs = prose()["llama_cpp_best"]
+    assert np.mean(exact.argmax(axis=1)[: len(theirs)] == theirs) >= 0.9
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("kv", ["f16", "i16"])
 def test_int8_activations_cost_little(kv: str, exact: NDArray[np.float64], smollm2_bin: Path) -> None:
-    """But for the worst position, whose near tie can be a third of all."""
-    assert np.sort(kl(exact, ours(smollm2_bin, "int8", kv)))[:-1].mean() <= 5e-3
+    assert kl(exact, ours(smollm2_bin, "int8", kv)).mean() <= 5e-3
 
 
 @pytest.mark.model
