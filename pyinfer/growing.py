@@ -64,6 +64,8 @@ def _with_both(adapter: Adapter, n_vocab: int, tied: bool) -> Adapter:
     if roles == set(ROLES):
         return adapter
     (item,) = items if len(items) == 1 else items[:1]
+    if tied and item.with_head:
+        return adapter
     if not tied or not item.of_base:
         other = "lm_head" if item.role == "embedding" else "embed_tokens"
         raise ModelFileError(

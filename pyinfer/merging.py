@@ -21,7 +21,7 @@ from pyinfer.convert.identity import key_of
 from pyinfer.convert.merge import Into, Merged, base_values, merge
 from pyinfer.convert.model_file import open_model_file
 from pyinfer.convert.writer import write_model
-from pyinfer.errors import RequestError
+from pyinfer.errors import ModelFileError, RequestError
 from pyinfer.growing import grown
 from pyinfer.stack import stacked
 
@@ -68,20 +68,33 @@ def convert_merged(
         into: `int8` or `int4` for what changes. None: as the base where it has floats, else int8.
         progress: Called with bytes done, bytes in all and the tensor's name.
 
-    Raises what `convert.convert` raises, and ModelFileError where an adapter does not fit.
+    Raises what `convert.convert` raises, and ModelFileError where an adapter does not fit or its files have changed
+    since they were read.
     """
     path = Path(source)
+    _require_unchanged(weighted)
     with in_file(path):
         opened = _opened(path)
     base, weighted = grown(opened, weighted)
     stack = stacked(weighted, base.spec, base_values(base), base.architecture)
     stack.require_mergeable()
     made = merge(base, stack, weights=weights, into=into)
-    files = dict.fromkeys(file for adapter, _ in weighted for file in adapter.source.files)
+    files = dict.fromkeys(file.path for adapter, _ in weighted for file in adapter.source.files)
     options = {**base.options, "adapters": described(weighted)}
     made = replace(made, checkpoint=replace(made.checkpoint, files=(*base.files, *files), options=options))
     write_model(made.checkpoint, Path(output), weights, progress)
     return made
+
+
+def _require_unchanged(weighted: Weighted) -> None:
+    """What is in memory is what is merged, and what the files hold is what the result is known by."""
+    for adapter, _ in weighted:
+        for file in adapter.source.files:
+            if not file.unchanged:
+                raise ModelFileError(
+                    f"{file.path}: expected the file that adapter {adapter.name} was read from, found it changed; "
+                    "load the adapter again"
+                )
 
 
 def _opened(path: Path) -> Checkpoint:
@@ -117,6 +130,9 @@ def _source(name_or_path: str | Path, progress: Progress | None) -> Iterator[Pat
 
 
 def _key(path: Path, weighted: Weighted, into: Into | None) -> str:
+    _require_unchanged(weighted)
     base = key_of([path], None) if hub.is_model_file(path) else convert.content_key(path)
-    stack = [(key_of(adapter.source.files, None), weight) for adapter, weight in weighted]
+    stack = [
+        (key_of((file.path for file in adapter.source.files), None), weight) for adapter, weight in weighted
+    ]
     return hashlib.sha256(json.dumps([base, stack, into]).encode()).hexdigest()[:32]

@@ -5,9 +5,10 @@ Must not know files of adapters, nor sessions.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -65,9 +66,15 @@ class Shelf:
 
         if name is not None and (not isinstance(name, str) or not name.strip()):
             raise RequestError(f"name: expected a text that is not empty, found {name!r}")
-        found = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter, name)
-        known_as = name or found.name
-        with self._lock:
+        path = Path(adapter).resolve() if name is None and not isinstance(adapter, Adapter) else None
+        if isinstance(adapter, Adapter):
+            found = adapter
+        else:
+            found = (path and self._read_from(path)) or Adapter.load(adapter, name)
+        with self._lock, self._restored_on_error():
+            if path is not None:
+                self._remember(path, found)
+            known_as = name or found.name
             if self._known.get(known_as, found) is not found:
                 raise RequestError(f"adapters: expected a name that is free, found {known_as!r} taken")
             self._pack(((found, 1.0),))
@@ -93,13 +100,18 @@ class Shelf:
         if isinstance(adapters, (str, bytes)) or not isinstance(adapters, Sequence):
             raise RequestError(f"adapters: expected a list, found {type(adapters).__name__}")
         pairs = [split(item) for item in adapters]
-        with self._lock:
-            known, by_path = dict(self._known), dict(self._by_path)
-            try:
-                return self._pack(tuple((self._found(adapter), weight) for adapter, weight in pairs))
-            except Exception:
-                self._known, self._by_path = known, by_path  # what was refused is not remembered
-                raise
+        with self._lock, self._restored_on_error():
+            return self._pack(tuple((self._found(adapter), weight) for adapter, weight in pairs))
+
+    @contextlib.contextmanager
+    def _restored_on_error(self) -> Iterator[None]:
+        """What was refused is not remembered."""
+        known, by_path = dict(self._known), dict(self._by_path)
+        try:
+            yield
+        except Exception:
+            self._known, self._by_path = known, by_path
+            raise
 
     def clear(self) -> None:
         """Frees all stacks, for the end of the model."""
@@ -120,11 +132,21 @@ class Shelf:
         if isinstance(adapter, str) and not path.exists():
             raise RequestError(f"adapters: expected {self._names()} or a path, found {adapter!r}")
         path = path.resolve()
-        if path not in self._by_path:
-            read = Adapter.load(path)
-            self._by_path[path] = read
-            self._known.setdefault(read.name, read)
-        return self._by_path[path]
+        found = self._read_from(path) or Adapter.load(path)
+        self._remember(path, found)
+        return found
+
+    def _read_from(self, path: Path) -> Adapter | None:
+        """What was read from a path, unless its files have changed since."""
+        read = self._by_path.get(path)
+        return read if read is not None and read.source.unchanged else None
+
+    def _remember(self, path: Path, read: Adapter) -> None:
+        """A name that stood for what was at the path before stands for it now."""
+        before = self._by_path.get(path)
+        self._by_path[path] = read
+        if self._known.setdefault(read.name, read) is before:
+            self._known[read.name] = read
 
     def _names(self) -> str:
         return ", ".join(map(repr, self._known)) or "the name of an adapter (none is known)"

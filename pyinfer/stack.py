@@ -309,6 +309,10 @@ def _check_replaced(item: Replaced, shapes: Mapping[str, tuple[int, int]], spec:
         raise UnsupportedError(
             f"{item.name}: norms of this family cannot be replaced, since the model holds 1 + w for them"
         )
+    if item.only_tied and not spec.tied_head:
+        raise ModelFileError(
+            f"{item.name}: expected trained rows of the head too, since the model has one of its own, found none"
+        )
     rows, cols = shapes[item.role]
     found = item.values.shape
     if item.rows is not None:
@@ -438,7 +442,8 @@ def _replaced(place: Place, items: list[tuple[Replaced, float]], base: Base) -> 
         rows = np.arange(len(values)) if item.rows is None else np.array(item.rows)
         new = item.values
         if item.of_base:
-            differs = _differs(new, values[rows])
+            differs = _differs(new, values)
+            differs[list(item.trained)] = True
             rows, new = rows[differs], new[differs]
         changed = changed or len(rows) > 0
         total[rows] = new if total.dtype == np.float32 else total[rows] + weight * (new - values[rows])

@@ -59,7 +59,32 @@ class Replaced:
     name: str
     rows: tuple[int, ...] | None = None  # the rows that `values` are; None: all
     with_head: bool = False  # where embedding and head are one, both change
+    only_tied: bool = False  # and it fits only there
     of_base: bool = False  # stored beside a change: it counts only where it differs from what the base has
+    trained: tuple[int, ...] = ()  # rows of one that is `of_base` that count in any case
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A file as it was just before it was read."""
+
+    path: Path
+    size: int
+    changed_ns: int
+
+    @staticmethod
+    def at(path: Path) -> ReadFile:
+        """The file as it is now."""
+        status = path.stat()
+        return ReadFile(path, status.st_size, status.st_mtime_ns)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether it is still there, of that size and time."""
+        try:
+            return ReadFile.at(self.path) == self
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +92,7 @@ class AdapterSource:
     """An adapter that was read and checked as far as it can be without a model."""
 
     kind: str  # the reader's name
-    files: tuple[Path, ...]
+    files: tuple[ReadFile, ...]
     changes: tuple[LowRank, ...]
     replaced: tuple[Replaced, ...] = ()
     in_every_layer: frozenset[str] = frozenset()  # roles that it says it changes in all layers of its base
@@ -76,6 +101,11 @@ class AdapterSource:
     base: str | None = None  # the model it says it was trained on
     invocation: tuple[int, ...] = ()  # it applies only from the last occurrence of these tokens on
     facts: Mapping[str, str] = field(default_factory=dict)  # what a person may want to know of it
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether its files are those that were read."""
+        return all(file.unchanged for file in self.files)
 
     @property
     def bytes(self) -> int:

@@ -14,6 +14,7 @@ from pyinfer.convert.adapter import (
     LINEAR_ROLES,
     AdapterSource,
     LowRank,
+    ReadFile,
     read_values,
     require_invocable,
     require_pair,
@@ -42,6 +43,7 @@ def looks_like(path: Path) -> bool:
 def open_gguf_adapter(path: Path) -> AdapterSource:
     """Reads a file."""
     with in_file(path):
+        files = (ReadFile.at(path),)
         file = read_gguf(path)
         architecture, alpha = _settings(file.keys)
         pairs = _pairs(file)
@@ -50,7 +52,7 @@ def open_gguf_adapter(path: Path) -> AdapterSource:
         invoked = {"invoked by": "tokens " + ", ".join(map(str, invocation))} if invocation else {}
         source = AdapterSource(
             kind="gguf",
-            files=(path,),
+            files=files,
             changes=changes,
             architecture=architecture,
             interleaved=gguf_interleaved(architecture),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from pyinfer.convert.adapter import (
     LINEAR_ROLES,
     AdapterSource,
     LowRank,
+    ReadFile,
     Replaced,
     Values,
     as_float,
@@ -26,7 +27,7 @@ from pyinfer.convert.adapter import (
     require_pair,
 )
 from pyinfer.convert.checkpoint import NO_LAYER, RawTensor, in_file
-from pyinfer.convert.families import huggingface_module
+from pyinfer.convert.families import huggingface_module, huggingface_path
 from pyinfer.convert.peft_config import PeftConfig, read_config
 from pyinfer.convert.safetensors_file import read_safetensors
 from pyinfer.convert.small_file import read_json
@@ -50,9 +51,13 @@ _FACTOR = re.compile(
 MAX_COLUMNS = 1 << 20
 """Of A: more than any linear of a model has inputs."""
 _TOKENS = re.compile(r"(?P<path>.+)\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?")
+_TABLE = re.compile(r"(?P<path>.+)\.token_adapter\.base_layer\.weight")
+"""What the trained rows stand in: PEFT keeps it where the vocabulary grew."""
 _WHOLE = re.compile(
-    r"(?P<path>.+?)(?P<base>\.base_layer)?(?:\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?)?\.(?P<leaf>weight|bias)"
+    r"(?P<path>.+?)(?:\.base_layer)?(?:\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?)?\.(?P<leaf>weight|bias)"
 )
+_ENDS = {role: huggingface_path(role, NO_LAYER) for role in ("embedding", "head")}
+"""Both ends of a model, which may be one tensor."""
 
 
 def looks_like(path: Path) -> bool:
@@ -67,9 +72,10 @@ def tokenizer_files(path: Path) -> list[Path]:
 
 def open_peft(path: Path) -> AdapterSource:
     """Reads a directory."""
+    weights = _weights(path)
+    files = tuple(map(ReadFile.at, (path / CONFIG, weights, *tokenizer_files(path))))
     with in_file(path / CONFIG):
         config = read_config(read_json(path / CONFIG))
-    weights = _weights(path)
     with in_file(weights):
         raw = read_torch(weights, verify=True) if weights.suffix == ".bin" else read_safetensors(weights)
         modules, replaced = _sorted(raw, config)
@@ -78,7 +84,7 @@ def open_peft(path: Path) -> AdapterSource:
         _check_what_is_missing(modules, replaced, config)
         source = AdapterSource(
             kind="peft",
-            files=(path / CONFIG, weights, *tokenizer_files(path)),
+            files=files,
             changes=changes + biases,
             replaced=tuple(replaced),
             in_every_layer=_in_every_layer(changes, config),
@@ -98,11 +104,19 @@ def _weights(path: Path) -> Path:
 
 def _in_every_layer(changes: tuple[LowRank, ...], config: PeftConfig) -> frozenset[str]:
     """Roles of the targets that stand for a module of each layer: `q_proj`, not `layers.3.self_attn.q_proj`."""
-    if not isinstance(config.targets, tuple) or config.layers is not None or config.excludes:
+    if not isinstance(config.targets, tuple) or config.layers or config.excludes:
         return frozenset()
-    short = {target for target in config.targets if "." not in target}
-    found = {(change.name.rpartition(".")[2], change.role) for change in changes if change.layer != NO_LAYER}
-    return frozenset(role for name, role in found if name in short)
+    general = [name for name in config.targets if not any(part.isdigit() for part in name.split("."))]
+    return frozenset(
+        change.role
+        for change in changes
+        if change.layer != NO_LAYER and any(_is_in(change.name, name) for name in general)
+    )
+
+
+def _is_in(path: str, name: str) -> bool:
+    """Whether a module is one that a name stands for: the end of its path."""
+    return f".{path}".endswith(f".{name}")
 
 
 def _facts(config: PeftConfig) -> dict[str, str]:
@@ -129,6 +143,7 @@ def _sorted(raw: Mapping[str, RawTensor], config: PeftConfig) -> tuple[dict[str,
     """Gives each tensor its place; an unknown one is refused by name."""
     modules: dict[str, _Module] = {}
     replaced: list[Replaced] = []
+    tables: list[Replaced] = []
     named: set[str | None] = set()
     if not raw:
         raise ModelFileError("expected tensors, found none")
@@ -148,6 +163,8 @@ def _sorted(raw: Mapping[str, RawTensor], config: PeftConfig) -> tuple[dict[str,
                 )
         elif found := _TOKENS.fullmatch(inner):
             replaced.append(_token_rows(found["path"], tensor, config))
+        elif found := _TABLE.fullmatch(inner):
+            tables.append(_table(found["path"], tensor))
         elif (found := _WHOLE.fullmatch(inner)) and found["leaf"] == "bias":
             module = _module(modules, found["path"], name)
             if module.bias is not None:
@@ -158,7 +175,33 @@ def _sorted(raw: Mapping[str, RawTensor], config: PeftConfig) -> tuple[dict[str,
         else:
             raise UnsupportedError(f"{name}: this tensor is not supported"[:300])
     _refuse_twice(replaced)
-    return modules, replaced
+    _refuse_twice(tables)
+    return modules, _together(replaced, tables)
+
+
+def _together(replaced: list[Replaced], tables: list[Replaced]) -> list[Replaced]:
+    """Trained rows in the tables they stand in; what counts for the head too does not where the head has its own."""
+    if any(item.role == "head" and not item.of_base for item in replaced):
+        replaced = [replace(item, with_head=False, only_tied=False) for item in replaced]
+    trained = {item.role: item for item in replaced if item.rows is not None}
+    for table in tables:
+        rows = trained.get(table.role)
+        if rows is None:
+            raise ModelFileError(f"{table.name}: expected trained rows of this table, found none")
+        replaced = [_filled(table, rows) if item is rows else item for item in replaced]
+    return replaced
+
+
+def _filled(table: Replaced, trained: Replaced) -> Replaced:
+    rows = trained.rows or ()
+    if max(rows) >= len(table.values) or trained.values.shape[1] != table.values.shape[1]:
+        raise ModelFileError(
+            f"{trained.name}: expected rows of {table.name}, of the shape {list(table.values.shape)}, "
+            f"found row {max(rows)} of {trained.values.shape[1]} values"
+        )
+    values = table.values.copy()
+    values[list(rows)] = trained.values
+    return replace(trained, values=values, rows=None, trained=rows, of_base=True)
 
 
 def _put(parts: dict[str, RawTensor], part: str, tensor: RawTensor) -> None:
@@ -269,26 +312,52 @@ def _whole(path: str, tensor: RawTensor, config: PeftConfig) -> Replaced:
     if len(tensor.shape) > 2:
         raise ModelFileError(f"{tensor.name}: expected one or two dimensions, found {len(tensor.shape)}")
     values = as_float(read_values(tensor))
-    saved = any(path == name or path.endswith(f".{name}") for name in config.saved)
-    if not saved and place[0] not in ("embedding", "head"):
+    saved = _is_saved(path, place[0], config)
+    if not saved and place[0] not in _ENDS:
         raise UnsupportedError(f"{tensor.name}: modules_to_save does not ask for this tensor")
-    return Replaced(*place, values.reshape(-1, values.shape[-1]), tensor.name, of_base=not saved)
+    with_head = saved and config.tied and place[0] == "embedding"
+    return Replaced(
+        *place, values.reshape(-1, values.shape[-1]), tensor.name, with_head=with_head, of_base=not saved
+    )
+
+
+def _is_saved(path: str, role: str, config: PeftConfig) -> bool:
+    """Whether modules_to_save names a module, as PEFT reads it: by how its path ends. With ensure_weight_tying one end
+    of the model stands for both.
+    """
+    paths = _ENDS.values() if config.tied and role in _ENDS else (path,)
+    return any(one.endswith(name) for one in paths for name in config.saved)
 
 
 def _token_rows(path: str, tensor: RawTensor, config: PeftConfig) -> Replaced:
     """The rows of single tokens."""
-    place = huggingface_module(path)
-    if place is None or place[0] not in ("embedding", "head"):
-        raise UnsupportedError(f"{tensor.name}: tokens of this module are not supported"[:300])
+    place = _end(path, tensor)
     named = config.token_rows or {}
-    rows = next((rows for name, rows in named.items() if path == name or path.endswith(f".{name}")), None)
+    rows = next((rows for name, rows in named.items() if _is_in(path, name)), config.listed_rows)
     values = as_float(read_values(tensor))
     if rows is None or values.ndim != 2 or len(values) != len(rows):
         raise ModelFileError(
             f"{tensor.name}: expected the {len(rows or ())} rows that trainable_token_indices says, "
             f"found the shape {list(values.shape)}"
         )
-    return Replaced(*place, values, tensor.name, rows=rows, with_head=place[0] == "embedding")
+    embedding = place[0] == "embedding"
+    only_tied = embedding and any(_is_in(_ENDS["head"], name) for name in named)
+    return Replaced(*place, values, tensor.name, rows=rows, with_head=embedding, only_tied=only_tied)
+
+
+def _end(path: str, tensor: RawTensor) -> tuple[str, int]:
+    place = huggingface_module(path)
+    if place is None or place[0] not in _ENDS:
+        raise UnsupportedError(f"{tensor.name}: tokens of this module are not supported"[:300])
+    return place
+
+
+def _table(path: str, tensor: RawTensor) -> Replaced:
+    """The whole tensor that trained rows stand in, as the base had it once its vocabulary had grown."""
+    place = _end(path, tensor)
+    if len(tensor.shape) != 2:
+        raise ModelFileError(f"{tensor.name}: expected two dimensions, found {len(tensor.shape)}")
+    return Replaced(*place, as_float(read_values(tensor)), tensor.name, of_base=True)
 
 
 def _check_what_is_missing(
@@ -296,16 +365,39 @@ def _check_what_is_missing(
 ) -> None:
     """A named target without any tensor, or a layer that lacks what the others have, means a file that was cut."""
     adapted = [module for module in modules.values() if module.parts]
-    if isinstance(config.targets, tuple):
-        for target in config.targets:
-            if not any(module.path == target or module.path.endswith(f".{target}") for module in adapted):
-                raise ModelFileError(f"target_modules: expected tensors of {target!r}, found none"[:200])
+    for target in _wanted(config):
+        if not any(_is_in(module.path, target) for module in adapted):
+            raise ModelFileError(f"target_modules: expected tensors of {target!r}, found none"[:200])
+    whole = [found["path"] for item in replaced if (found := _WHOLE.fullmatch(item.name))]
     for saved in config.saved:
-        if not any(f".{saved}." in f".{item.name}" for item in replaced):
+        if not any(path.endswith(saved) for path in whole):
             raise ModelFileError(f"modules_to_save: expected tensors of {saved!r}, found none"[:200])
-    if config.token_rows and not any(item.rows for item in replaced):
-        raise ModelFileError("trainable_token_indices: expected trained rows, found none")
+    _check_token_rows(replaced, config)
     layers = {module.layer for module in adapted if module.layer != NO_LAYER}
     for layer in config.layers or ():
         if adapted and layer not in layers:
             raise ModelFileError(f"layers_to_transform: expected tensors of layer {layer}, found none")
+
+
+def _wanted(config: PeftConfig) -> list[str]:
+    """Targets of which there must be tensors: PEFT passes over those that other settings take out."""
+    if not isinstance(config.targets, tuple) or isinstance(config.excludes, str):
+        return []
+    outside = [*(config.excludes or ()), *config.saved, *(_ENDS.values() if config.layers else ())]
+    return [
+        target
+        for target in config.targets
+        if not any(_is_in(target, name) or _is_in(name, target) for name in outside)
+    ]
+
+
+def _check_token_rows(replaced: list[Replaced], config: PeftConfig) -> None:
+    """Each module that is named has its rows; a head with those of the embedding may be the same tensor."""
+    named = config.token_rows or {}
+    found = {_ENDS[item.role]: item.rows or item.trained for item in replaced if item.rows or item.trained}
+    for name, rows in named.items():
+        shared = _is_in(_ENDS["head"], name) and found.get(_ENDS["embedding"]) == rows
+        if not shared and not any(_is_in(path, name) for path in found):
+            raise ModelFileError(
+                f"trainable_token_indices: expected trained rows of {name!r}, found none"[:200]
+            )

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pyinfer.errors import ModelFileError, UnsupportedError
 
@@ -19,15 +19,16 @@ MAX_PATTERN = 256
 MAX_INVOCATION = 4096
 
 _IGNORED = frozenset({
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
-    "inference_mode", "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
-    "peft_version", "revision", "runtime_config", "task_type",
+    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode", "layers_pattern",
+    "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "revision", "runtime_config",
+    "task_type",
 })  # fmt: skip
 """They describe training; which tensors there are is told by the file of tensors."""
 _READ = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
     "layers_to_transform", "fan_in_fan_out", "bias", "lora_bias", "use_dora", "modules_to_save",
     "trainable_token_indices", "init_lora_weights", "use_qalora", "qalora_group_size", "alora_invocation_tokens",
+    "exclude_modules", "ensure_weight_tying",
 })  # fmt: skip
 _REFUSED = {
     "target_parameters": "changes of parameters outside of linear layers are not supported",
@@ -44,6 +45,9 @@ MOST_WAYS = 1 << 20
 MAX_QALORA_GROUP = 1024
 
 
+Patterns: TypeAlias = tuple[tuple[re.Pattern[str], float], ...]
+
+
 @dataclass(frozen=True)
 class PeftConfig:
     """The settings that count."""
@@ -51,15 +55,17 @@ class PeftConfig:
     rank: int
     alpha: float
     rslora: bool = False
-    rank_pattern: tuple[tuple[str, int], ...] = ()
-    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    rank_pattern: Patterns = ()
+    alpha_pattern: Patterns = ()
     targets: tuple[str, ...] | str | None = None
     layers: tuple[int, ...] | None = None
-    excludes: bool = False
+    excludes: tuple[str, ...] | str | None = None
     lora_bias: bool = False
     dora: bool = False
     saved: tuple[str, ...] = ()
+    tied: bool = False
     token_rows: Mapping[str, tuple[int, ...]] | None = None
+    listed_rows: tuple[int, ...] | None = None
     qalora_group: int | None = None
     invocation: tuple[int, ...] = ()
     base: str | None = None
@@ -74,9 +80,9 @@ class PeftConfig:
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
 
-def _first(patterns: tuple[tuple[str, Any], ...], path: str, default: float) -> float:
+def _first(patterns: Patterns, path: str, default: float) -> float:
     for pattern, value in patterns:
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if pattern.match(path):
             return float(value)
     return default
 
@@ -90,19 +96,23 @@ def read_config(values: Mapping[str, Any]) -> PeftConfig:
             continue
         why = _REFUSED.get(name, "this setting is not supported")
         raise UnsupportedError(f"{name}: expected none, found {value!r}"[:160] + f"; {why}")
+    trained = values.get("trainable_token_indices")
+    token_rows = _token_rows(trained)
     config = PeftConfig(
         rank=_rank("r", values.get("r", 8)),
         alpha=_number("lora_alpha", values.get("lora_alpha", 8)),
         rslora=_flag(values, "use_rslora"),
         rank_pattern=_patterns(values, "rank_pattern", _rank),
         alpha_pattern=_patterns(values, "alpha_pattern", _number),
-        targets=_targets(values.get("target_modules")),
+        targets=_modules(values, "target_modules"),
         layers=_layers(values.get("layers_to_transform")),
-        excludes=bool(values.get("exclude_modules")),
+        excludes=_modules(values, "exclude_modules"),
         lora_bias=_flag(values, "lora_bias"),
         dora=_flag(values, "use_dora"),
         saved=_strings("modules_to_save", values.get("modules_to_save")),
-        token_rows=_token_rows(values.get("trainable_token_indices")),
+        tied=_flag(values, "ensure_weight_tying"),
+        token_rows=token_rows,
+        listed_rows=token_rows["embed_tokens"] if token_rows and isinstance(trained, list) else None,
         qalora_group=_qalora_group(values),
         invocation=_invocation(values.get("alora_invocation_tokens")),
         base=values["base_model_name_or_path"]
@@ -166,25 +176,26 @@ def _number(name: str, value: object) -> float:
     return float(value)
 
 
-def _patterns(values: Mapping[str, Any], name: str, checked: Any) -> tuple[tuple[str, Any], ...]:
+def _patterns(values: Mapping[str, Any], name: str, checked: Any) -> Patterns:
     given = values.get(name) or {}
     if not isinstance(given, dict) or len(given) > MAX_PATTERNS:
         raise ModelFileError(f"{name}: expected an object of at most {MAX_PATTERNS} patterns, found another")
     return tuple((_pattern(name, key), checked(f"{name}.{key}", value)) for key, value in given.items())
 
 
-def _pattern(name: str, pattern: str) -> str:
-    """A regular expression that cannot take long: no repeated groups, no references, few ways to match."""
+def _pattern(name: str, pattern: str) -> re.Pattern[str]:
+    """A regular expression for the end of a path, one that cannot take long: no repeated groups, no references, few
+    ways to match.
+    """
     simple = len(pattern) <= MAX_PATTERN and not _NESTED_REPEAT.search(pattern)
     if not simple or _ways(pattern) > MOST_WAYS or "(?" in pattern or re.search(r"\\[1-9]", pattern):
         raise UnsupportedError(f"{name}: expected simple patterns, found {pattern!r}"[:200])
     try:
-        re.compile(pattern)
+        return re.compile(rf"(.*\.)?({pattern})$")
     except (re.error, RecursionError, OverflowError) as error:
         raise ModelFileError(
             f"{name}: expected a regular expression, found {pattern!r}: {error}"[:200]
         ) from None
-    return pattern
 
 
 def _ways(pattern: str) -> int:
@@ -214,8 +225,10 @@ def _strings(name: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _targets(value: object) -> tuple[str, ...] | str | None:
-    return value if isinstance(value, str) else _strings("target_modules", value) or None
+def _modules(values: Mapping[str, Any], name: str) -> tuple[str, ...] | str | None:
+    """Names of modules, or a pattern of them."""
+    value = values.get(name)
+    return (value if isinstance(value, str) else _strings(name, value)) or None
 
 
 def _layers(value: object) -> tuple[int, ...] | None:
@@ -224,7 +237,7 @@ def _layers(value: object) -> tuple[int, ...] | None:
     found = value if isinstance(value, list) else [value]
     if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in found):
         raise ModelFileError(f"layers_to_transform: expected layer numbers, found {value!r}"[:200])
-    return tuple(found)
+    return tuple(found) or None
 
 
 def _invocation(value: object) -> tuple[int, ...]:
@@ -236,7 +249,9 @@ def _invocation(value: object) -> tuple[int, ...]:
 
 
 def _token_rows(value: object) -> Mapping[str, tuple[int, ...]] | None:
-    """The rows of each embedding that were trained; a plain list means those of the input embedding."""
+    """The rows of each end of the model that were trained; a plain list means those of the embedding, and of the head
+    where both are one tensor.
+    """
     if not value:
         return None
     named = value if isinstance(value, dict) else {"embed_tokens": value}

@@ -60,6 +60,9 @@ class Recipe:
     edit: Callable[[Path], None] | None = None
     tokens: tuple[list[int], ...] = field(default_factory=lambda: (TOKENS,))
     n_vocab: int = BASE["vocab_size"]  # larger: the base's embedding and head are resized first
+    noise: float = (
+        0.2  # of copies of the base's own tensors; more than the two ends together bear is lost in the cache
+    )
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,15 @@ RECIPES = (
     Recipe("grown_untrained", lora(2, 4, ["v_proj"]), tokens=(GROWN_TOKENS,), n_vocab=101, save_embeddings=True),
     Recipe("tied_grown", lora(2, 4, ["v_proj"]), base="tied", tokens=(GROWN_TOKENS,), n_vocab=101,
            save_embeddings=True),
+    Recipe("tied_saved", lora(2, 4, ["v_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+           base="tied", noise=0.05),
+    Recipe("tied_tokens_apart", lora(
+        2, 4, ["v_proj"], trainable_token_indices={"embed_tokens": [5, 42], "lm_head": [95, 5]}), base="tied"),
+    Recipe("grown_tokens", lora(2, 4, ["v_proj"], trainable_token_indices=[5, 96, 100]), tokens=(GROWN_TOKENS,),
+           n_vocab=101, save_embeddings=True),
+    Recipe("tied_grown_tokens", lora(2, 4, ["v_proj"], trainable_token_indices=[5, 96, 100]), base="tied",
+           tokens=(GROWN_TOKENS,), n_vocab=101, save_embeddings=True),
+    Recipe("excluded", lora(2, 4, ["q_proj", "down_proj"], exclude_modules=["down_proj"])),
 )  # fmt: skip
 CHANGED_BASE = ("pissa", "olora")
 """Their folders mean nothing without the base that PEFT changed: they must be refused, and have no logits."""
@@ -198,7 +210,7 @@ def base(kind: str, n_vocab: int = BASE["vocab_size"]) -> LlamaForCausalLM:
     return model
 
 
-def shake(model: PeftModel) -> None:
+def shake(model: PeftModel, spread: float) -> None:
     """Random values for everything that the adapter trains, of a size that moves the logits plainly.
 
     In place, since the two halves of a tied adapter share their storage.
@@ -216,7 +228,7 @@ def shake(model: PeftModel) -> None:
         elif "magnitude" in name:
             values.data *= 1 + 0.2 * noise
         else:  # biases and copies of the base's own tensors
-            values.data += 0.2 * noise
+            values.data += spread * noise
 
 
 def make_adapter(recipe: Recipe, seed: int) -> None:
@@ -226,7 +238,7 @@ def make_adapter(recipe: Recipe, seed: int) -> None:
         base(recipe.base, recipe.n_vocab), LoraConfig(task_type="CAUSAL_LM", **copy.deepcopy(recipe.config))
     )
     if recipe.name not in CHANGED_BASE:
-        shake(model)
+        shake(model, recipe.noise)
     folder = HERE / recipe.name
     model.save_pretrained(folder, save_embedding_layers=recipe.save_embeddings)
     (folder / "README.md").unlink()

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parents[1] / "golden" / "lora"
 BASE = FOLDER / "base"
 CHANGED_BASE = ("pissa", "olora")
 """Adapters that only fit the base that their training changed."""
-GROWN = ("grown", "grown_untrained", "tied_grown")
+GROWN = ("grown", "grown_untrained", "tied_grown", "grown_tokens", "tied_grown_tokens")
 """Cases of a larger vocabulary, which only merging can give a model."""
 
 

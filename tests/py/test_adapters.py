@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 import gguf_writer
 import lora_writer as lw
-from lora_golden import FOLDER
-from pyinfer import Adapter, Model
+from lora_golden import FOLDER, base_folder
+from pyinfer import Adapter, Model, convert, load
 from pyinfer.convert.adapter import as_float
 from pyinfer.errors import ModelFileError, PyinferError, RequestError, UnsupportedError
 
@@ -97,6 +97,138 @@ def test_a_bin_is_read_like_safetensors(tmp_path: Path) -> None:
     for ours in found:
         twin = expected[ours.name]
         assert np.array_equal(ours.a, twin.a) and np.array_equal(ours.b, twin.b)
+
+
+def _without(name: str) -> lw.Tensors:
+    return {key: values for key, values in lw.tensors().items() if name not in key}
+
+
+@pytest.mark.parametrize(
+    "taken_out",
+    [
+        {"exclude_modules": ["down_proj"]},
+        {"exclude_modules": ["mlp.down_proj"]},
+        {"exclude_modules": r".*\.mlp\..*"},
+        {"modules_to_save": ["down_proj"]},
+    ],
+)
+def test_targets_that_a_setting_takes_out_need_no_tensors(tmp_path: Path, taken_out: dict[str, Any]) -> None:
+    values = _without("down_proj")
+    if "modules_to_save" in taken_out:
+        for layer in range(5):
+            values[f"{lw.module(layer, 'down_proj')}.weight"] = np.ones((64, 172), np.float32)
+    changes = Adapter.load(lw.write(tmp_path / "a", lw.settings(**taken_out), values)).source.changes
+    assert {change.role for change in changes} == {"q", "v"}
+
+
+def test_a_head_is_no_layer_to_transform(tmp_path: Path) -> None:
+    """PEFT passes over targets outside of the layers, and an empty list of layers says nothing."""
+    targets = [*lw.STORIES, "lm_head"]
+    some = lw.settings(layers_to_transform=list(range(5)), target_modules=targets)
+    assert len(Adapter.load(lw.write(tmp_path / "some", some, lw.tensors())).source.changes) == 15
+    none = lw.settings(layers_to_transform=[], target_modules=targets)
+    with pytest.raises(ModelFileError, match="'lm_head', found none"):
+        Adapter.load(lw.write(tmp_path / "none", none, lw.tensors()))
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.layers", "language_model.model.layers"])
+def test_an_adapter_of_a_model_that_sees_is_one_of_its_language_model(tmp_path: Path, prefix: str) -> None:
+    values = {name.replace("model.layers", prefix, 1): array for name, array in lw.tensors().items()}
+    found = Adapter.load(lw.write(tmp_path / "seeing", lw.settings(), values)).source.changes
+    expected = Adapter.load(lw.plain(tmp_path / "plain")).source.changes
+    assert [(c.role, c.layer) for c in found] == [(c.role, c.layer) for c in expected]
+
+
+@pytest.mark.parametrize("target", ["q_proj", "self_attn.q_proj"])
+def test_a_target_without_a_number_is_in_every_layer(tmp_path: Path, target: str, stories: Model) -> None:
+    values = {name: array for name, array in lw.tensors(layers=4).items() if "q_proj" in name}
+    folder = lw.write(tmp_path / "a", lw.settings(target_modules=[target]), values)
+    with pytest.raises(ModelFileError, match="changes of q in 5 layers, found none in layer 4"):
+        stories.logits([1], adapters=[folder])
+
+
+def test_names_of_saved_modules_are_ends_of_paths(tmp_path: Path) -> None:
+    """As PEFT matches them: `norm` stands for every norm."""
+    norms = {f"{lw.PREFIX}.{i}.input_layernorm.weight": np.ones(64, np.float32) for i in range(5)}
+    folder = lw.write(tmp_path / "a", lw.settings(modules_to_save=["norm"]), lw.tensors() | norms)
+    assert {item.role for item in Adapter.load(folder).source.replaced} == {"attn_norm"}
+
+
+EMBEDDING, HEAD = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
+TRAINED = ".token_adapter.trainable_tokens_delta"
+
+
+def test_a_shared_tensor_that_was_saved_counts_at_both_ends(tmp_path: Path, stories: Model) -> None:
+    rng = np.random.default_rng(3)
+    table = rng.normal(0, 0.1, (512, 64)).astype(np.float32)
+    both = {f"{EMBEDDING}.weight": table, f"{HEAD}.weight": table}
+    config = lw.settings(modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    whole = lw.write(tmp_path / "whole", config, lw.tensors() | both)
+    alone = lw.write(tmp_path / "alone", config, lw.tensors() | {f"{EMBEDDING}.weight": table})
+    named_both = lw.settings(modules_to_save=["embed_tokens", "lm_head"])
+    apart = lw.write(tmp_path / "apart", named_both, lw.tensors() | both)
+    expected = stories.logits([1, 403, 7], adapters=[apart])
+    for folder in (whole, alone):
+        assert np.array_equal(stories.logits([1, 403, 7], adapters=[folder]), expected)
+
+
+def test_trained_tokens_of_each_end_are_needed(tmp_path: Path, stories: Model) -> None:
+    rows = {f"{EMBEDDING}{TRAINED}": np.ones((2, 64), np.float32)}
+    shared = lw.settings(trainable_token_indices={"embed_tokens": [5, 9], "lm_head": [5, 9]})
+    folder = lw.write(tmp_path / "shared", shared, lw.tensors() | rows)
+    assert [item.only_tied for item in Adapter.load(folder).source.replaced] == [True]
+    stories.logits([1], adapters=[folder])
+    apart = lw.settings(trainable_token_indices={"embed_tokens": [5, 9], "lm_head": [5, 8]})
+    with pytest.raises(ModelFileError, match="trained rows of 'lm_head', found none"):
+        Adapter.load(lw.write(tmp_path / "apart", apart, lw.tensors() | rows))
+
+
+def test_shared_trained_tokens_do_not_fit_a_head_of_its_own(tmp_path: Path) -> None:
+    rows = {f"{EMBEDDING}{TRAINED}": np.ones((2, 64), np.float32)}
+    shared = lw.settings(
+        trainable_token_indices={"embed_tokens": [5, 9], "lm_head": [5, 9]}, target_modules=["q_proj"]
+    )
+    values = {name: array for name, array in lw.tensors(layers=2).items() if "q_proj" in name}
+    folder = lw.write(tmp_path / "shared", shared, values | rows)
+    convert.convert(base_folder(tmp_path / "base", False), tmp_path / "base.bin")
+    with (
+        load(tmp_path / "base.bin", threads=1) as model,
+        pytest.raises(ModelFileError, match="of the head too"),
+    ):
+        model.logits([1], adapters=[folder])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({f"{EMBEDDING}.token_adapter.base_layer.weight": np.ones((512, 64), np.float32)}, "trained rows"),
+        (
+            {
+                f"{EMBEDDING}.token_adapter.base_layer.weight": np.ones((9, 64), np.float32),
+                f"{EMBEDDING}{TRAINED}": np.ones((2, 64), np.float32),
+            },
+            "found row 9 of 64 values",
+        ),
+        (
+            {
+                f"{EMBEDDING}.token_adapter.base_layer.weight": np.ones((3, 512, 64), np.float32),
+                f"{EMBEDDING}{TRAINED}": np.ones((2, 64), np.float32),
+            },
+            "expected two dimensions",
+        ),
+        (
+            {
+                f"{lw.module(0, 'q_proj')}.token_adapter.base_layer.weight": np.ones((9, 64), np.float32),
+                f"{EMBEDDING}{TRAINED}": np.ones((2, 64), np.float32),
+            },
+            "tokens of this module",
+        ),
+    ],
+)
+def test_tables_of_trained_tokens(tmp_path: Path, values: lw.Tensors, words: str) -> None:
+    config = lw.settings(trainable_token_indices=[5, 9])
+    with pytest.raises(ModelFileError, match=words):
+        Adapter.load(lw.write(tmp_path / "a", config, lw.tensors() | values))
 
 
 # What is refused

@@ -53,10 +53,10 @@ _GGUF_TENSORS = {"phi3": {**names.GGUF, **names.FUSED_PHI3, "up": "", "gate": ""
 
 def huggingface_module(path: str) -> tuple[str, int] | None:
     """Role and layer of a module by its path in a Hugging Face model of any family,
-    `model.layers.3.self_attn.q_proj`; None where no family knows it. The roles `qkv` and `gate_up` stand for
-    fused modules.
+    `model.layers.3.self_attn.q_proj`, also as part of a model that sees; None where no family knows it. The roles
+    `qkv` and `gate_up` stand for fused modules.
     """
-    return names.place_of(f"{path}.weight", _HUGGINGFACE_MODULES)
+    return names.place_of(f"{gemma3.text_name(path)}.weight", _HUGGINGFACE_MODULES)
 
 
 def huggingface_path(role: str, layer: int) -> str:

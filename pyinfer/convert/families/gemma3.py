@@ -71,17 +71,14 @@ def from_vision(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) -> Mode
 
 def _text_part(raw: Raw) -> dict[str, RawTensor]:
     """Tensors of the language model by the names they have alone."""
-    found = {}
-    for name, tensor in raw.items():
-        if name.startswith(_SEEING):
-            continue
-        plain = name
-        if name.startswith(_TEXT[1]):
-            plain = "model." + name.removeprefix(_TEXT[1])
-        elif name.startswith(_TEXT[0]):
-            plain = name.removeprefix(_TEXT[0])
-        found[plain] = tensor
-    return found
+    return {text_name(name): tensor for name, tensor in raw.items() if not name.startswith(_SEEING)}
+
+
+def text_name(name: str) -> str:
+    """A name in the model that sees, as the language model alone has it; others as they are."""
+    if name.startswith(_TEXT[1]):
+        return "model." + name.removeprefix(_TEXT[1])
+    return name.removeprefix(_TEXT[0])
 
 
 def from_gguf(keys: KeyValues, raw: Mapping[str, RawTensor], n_tokens: int) -> Model:

@@ -167,12 +167,15 @@ class _Stack:
         layer.parts.append((a, weight * b, first))
 
     def _replace(self, adapter: Adapter, module: str, values: Doubles) -> None:
-        """A whole tensor, or some rows of the embedding: of its other use too where the head is tied to it."""
+        """A whole tensor, or some rows of one end: of the tied head too, unless it has rows of its own."""
         name, indices = reference_name(module), adapter.settings.get("trainable_token_indices")
         if (module, "weight") in adapter.tensors:
             self.replaced[name] = self._rows(module, values)
             return
-        for place in (name, "output") if self.tied else (name,):
+        if isinstance(indices, dict):
+            indices = indices[module.rpartition(".")[2]]
+        shared = self.tied and ("lm_head", "trainable_tokens_delta") not in adapter.tensors
+        for place in (name, "output") if shared else (name,):
             self.replaced[place] = self.base.tensor(place).astype(np.float64)
             self.replaced[place][indices] = values
 
