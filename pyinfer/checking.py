@@ -20,7 +20,7 @@ from pyinfer.adapters import Adapter, Weighted
 from pyinfer.convert.checkpoint import Tensor
 from pyinfer.convert.merge import retention
 from pyinfer.convert.model_file import open_model_file
-from pyinfer.errors import UnsupportedError
+from pyinfer.errors import RequestError, UnsupportedError
 from pyinfer.export import export, norm
 from pyinfer.merging import convert_merged
 from pyinfer.model import Model
@@ -110,7 +110,7 @@ def _tokens(n_vocab: int, count: int) -> list[int]:
 def _compared(way: str, run: Callable[[], NDArray[np.float32]], expected: NDArray[np.float32]) -> Agreement:
     try:
         found = run()
-    except UnsupportedError as error:
+    except (RequestError, UnsupportedError) as error:
         return Agreement(way, math.nan, math.nan, str(error))
     return Agreement(way, _kl(expected, found), float(np.abs(expected - found).max()))
 

@@ -90,6 +90,10 @@ def _check(stack: Stack) -> None:
             raise UnsupportedError(
                 f"{where}: DoRA cannot be written as a plain LoRA; merge the stack instead"
             )
+        if change.role == "embedding" and any(other.bias is not None for other in stack.changes):
+            raise UnsupportedError(
+                f"{where}: beside biases it cannot be written as a LoRA; merge the stack instead"
+            )
         if not len(change.a):
             raise UnsupportedError(f"{where}: a bias without a change cannot be written as a LoRA")
     if not stack.changes:

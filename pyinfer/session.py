@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ class Session(Answering):
         self._timeline = timeline
         self._messages: list[dict[str, Any]] = []
         self._stack = model.shelf.default
+        self._choosing = threading.Lock()  # what `adapters` says and what the next step takes are one
 
     @property
     def adapters(self) -> Weighted:
@@ -53,8 +55,15 @@ class Session(Answering):
 
     @adapters.setter
     def adapters(self, adapters: Adapters) -> None:
-        self._stack = self._model.shelf.stack(adapters)
-        self._timeline.use(self._stack.overlay)
+        stack = self._model.shelf.stack(adapters)
+        with self._choosing:
+            self._stack = stack
+            self._timeline.use(stack.overlay)
+
+    def _use(self, named: Adapters | None, request: Request) -> None:
+        """The stack of an answer: the one that its options name, else the one that the session has by now."""
+        with self._choosing:
+            self._timeline.use(self._stack.overlay if named is None else request.overlay)
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -108,7 +117,7 @@ class Session(Answering):
         """Continues a prompt, chunk by chunk."""
         request = self._model.request(prompt, self.context, options, self._stack)
         self._timeline.acquire()
-        self._timeline.use(request.overlay)
+        self._use(options.get("adapters"), request)
         return self._opened(chunks(self._timeline, self._model.tokenizer, request))
 
     def chat_stream(self, messages: Turn, **options: Unpack[ChatOptions]) -> Stream:
@@ -121,7 +130,7 @@ class Session(Answering):
         except BaseException:
             self._timeline.release()
             raise
-        self._timeline.use(request.overlay)
+        self._use(options.get("adapters"), request)
         return self._opened(self._conversed(whole, request))
 
     def _opened(self, pieces: Chunks) -> Stream:

@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,17 +225,20 @@ def _restacked(stack: Weighted, verb: str, argument: str) -> list[tuple[AdapterL
 
 
 def _added(stack: Weighted, argument: str) -> tuple[AdapterLike, float]:
-    """What DIR[:WEIGHT] names; with its folder in its name where another adapter in use is called alike."""
+    """What DIR[:WEIGHT] names; with the folders above it in its name while another adapter in use is called alike."""
     try:
         path, weight = options.lora(argument)
     except argparse.ArgumentTypeError as error:
         raise RequestError(str(error)) from None
-    adapter = Adapter.load(path)
+    whole = path.resolve()
     for used, _ in stack:
-        if used.path.resolve() == path.resolve():
-            return used, weight
-        if used.name == adapter.name:
-            adapter = Adapter.load(path, f"{path.resolve().parent.name}/{adapter.name}")
+        if used.path.resolve() == whole:
+            raise RequestError(f"{used.name!r} is in use already; /lora weight gives it another weight")
+    taken, adapter = {used.name for used, _ in stack}, Adapter.load(path)
+    for parent in whole.parents:
+        if adapter.name not in taken:
+            break
+        adapter = replace(adapter, name=f"{parent.name}/{adapter.name}")
     return adapter, weight
 
 

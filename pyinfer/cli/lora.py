@@ -168,7 +168,8 @@ def _check(weighted: Weighted, options: argparse.Namespace) -> int:
     from pyinfer import checking
 
     found = checking.agreement(weighted, _model(options), options.threads)
-    good = all(one.good for one in found)
+    compared = [one for one in found if not one.refused]
+    good = all(one.good for one in compared) if compared else None
     if options.json:
         terminal.print_json({"agree": good, "ways": [_fields(one) for one in found]})
         return 0 if good else 1
@@ -177,7 +178,8 @@ def _check(weighted: Weighted, options: argparse.Namespace) -> int:
         numbers = ("not possible", one.refused) if one.refused else (f"{one.kl:.1e}", f"{one.logits:.1e}")
         rows.append((one.way, *numbers))
     print(terminal.table(rows))
-    print("they agree" if good else f"they differ: expected a divergence of at most {checking.MOST_KL:g}")
+    differ = f"they differ: expected a divergence of at most {checking.MOST_KL:g}"
+    print("they agree" if good else differ if compared else "nothing could be compared")
     return 0 if good else 1
 
 

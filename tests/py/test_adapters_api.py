@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,52 @@ def test_names_paths_and_adapters_are_the_same(own: Model, adapters: tuple[Adapt
         own.logits(TOKENS, adapters=["mine"])
     with pytest.raises(RequestError, match="found 'mine'"):
         own.remove_adapter("mine")
+
+
+def test_an_adapter_that_was_added_is_the_one_at_its_path(own: Model, tmp_path: Path) -> None:
+    folder = lw.plain(tmp_path / "a", 1)
+    own.logits(TOKENS, adapters=[folder])
+    assert own.add_adapter(folder) is own.adapters["a"]
+    own.logits(TOKENS, adapters=[str(folder), "a"])
+    assert list(own.adapters) == ["a"]
+
+
+def _rewrite(folder: Path, seed: int) -> None:
+    """Puts other tensors of the same size in the folder, at a later time."""
+    file, other = (
+        folder / "adapter_model.safetensors",
+        lw.plain(folder.parent / f"{folder.name}-{seed}", seed),
+    )
+    later = file.stat().st_mtime_ns + 10**9
+    file.write_bytes((other / file.name).read_bytes())
+    os.utime(file, ns=(later, later))
+
+
+def test_a_path_whose_files_changed_is_read_again(own: Model, tmp_path: Path) -> None:
+    folder = lw.plain(tmp_path / "a", 1)
+    before = own.logits(TOKENS, adapters=[folder])
+    _rewrite(folder, 2)
+    expected = own.logits(TOKENS, adapters=[Adapter.load(folder, "fresh")])
+    assert np.array_equal(own.logits(TOKENS, adapters=[folder]), expected)
+    assert np.array_equal(own.logits(TOKENS, adapters=["a"]), expected)
+    assert not np.array_equal(before, expected)
+    _rewrite(folder, 3)
+    assert own.add_adapter(folder) is own.adapters["a"]
+    assert not np.array_equal(own.logits(TOKENS, adapters=["a"]), expected)
+
+
+def test_what_changed_since_it_was_read_is_not_merged(tmp_path: Path, stories_model_bin: Path) -> None:
+    """Else the result would be known by the new files and hold the old ones."""
+    folder = lw.plain(tmp_path / "a", 1)
+    adapter = Adapter.load(folder)
+    _rewrite(folder, 2)
+    with pytest.raises(ModelFileError, match="found it changed; load the adapter again"):
+        merging.merged(stories_model_bin, ((adapter, 1.0),))
+    with pytest.raises(ModelFileError, match="found it changed; load the adapter again"):
+        merging.convert_merged(stories_model_bin, tmp_path / "out.bin", ((adapter, 1.0),))
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(ModelFileError, match="found it changed"):
+        merging.convert_merged(stories_model_bin, tmp_path / "out.bin", ((adapter, 1.0),))
 
 
 def test_a_name_stands_for_one_adapter(own: Model, adapters: tuple[Adapter, Adapter]) -> None:
@@ -378,6 +425,25 @@ def test_what_one_lora_cannot_say_is_not_exported(kind: str, words: str, tmp_pat
     with pytest.raises(UnsupportedError, match=words):
         export(stack, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_embedding_beside_biases_is_not_exported(tmp_path: Path) -> None:
+    """PEFT has no bias for a change of an embedding, and asks for one in every module or none."""
+    convert.convert(base_folder(tmp_path / "base", False), tmp_path / "base.bin", weights="f32")
+    file = pyinfer._core.ModelFile(str(tmp_path / "base.bin"))
+    stack = stacked(
+        merging.loaded([FOLDER / "embedding", FOLDER / "lora_bias"]), Spec(**file.spec), base_reader(file)
+    )
+    with pytest.raises(UnsupportedError, match="beside biases"):
+        export(stack, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stack_that_changes_nothing_cannot_be_exported_and_can_be_merged(
+    own: Model, adapters: tuple[Adapter, Adapter]
+) -> None:
+    merged, exported = agreement(((adapters[0], 0.0),), own.path, threads=1)
+    assert merged.kl == 0.0 and "found none" in exported.refused
 
 
 def test_the_ways_to_apply_agree(own: Model, adapters: tuple[Adapter, Adapter]) -> None:

@@ -171,14 +171,23 @@ def test_adapters_that_are_called_alike_are_told_apart(
 ) -> None:
     alike = tmp_path / "other" / "sql"
     shutil.copytree(tone, alike)
-    for path in (sql, alike, sql):
+    further = tmp_path / "further" / "other" / "sql"
+    shutil.copytree(tone, further)
+    for path in (sql, alike, further):
         talk.hear(f"/lora add {path}")
     talk.hear("/lora weight  other/sql   2")
     assert [(one.name, weight) for one, weight in talk.session.adapters] == [
         ("sql", 1.0),
         ("other/sql", 2.0),
-        ("sql", 1.0),
+        ("further/other/sql", 1.0),
     ]
+
+
+def test_an_adapter_in_use_is_not_added_twice(talk: Chat, sql: Path, capsys) -> None:
+    talk.hear(f"/lora add {sql}")
+    talk.hear(f"/lora add {sql}:0.5")
+    assert "in use already" in capsys.readouterr().err
+    assert [weight for _, weight in talk.session.adapters] == [1.0]
 
 
 # convert
@@ -242,6 +251,13 @@ def test_check_compares_the_ways(run, base: Path) -> None:
     dora = run("lora", "check", FOLDER / "dora", "--base", base, "--json")
     ways = {one["way"]: one for one in json.loads(dora.stdout)["ways"]}
     assert ways["merged"]["kl"] < 1e-5 and "DoRA" in ways["exported"]["refused"]
+
+
+def test_check_says_when_there_is_nothing_to_compare(run, base: Path) -> None:
+    done = run("lora", "check", FOLDER / "alora", "--base", base, "-t", 1)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "nothing could be compared")
+    told = run("lora", "check", FOLDER / "alora", "--base", base, "--json")
+    assert (told.returncode, json.loads(told.stdout)["agree"]) == (1, None)
 
 
 def test_export_writes_one_adapter(run, base: Path, tmp_path: Path) -> None:

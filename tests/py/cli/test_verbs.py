@@ -190,7 +190,7 @@ def test_the_json_of_lora_is_documented(run, tmp_path: Path) -> None:
     convert.convert(base_folder(tmp_path / "base", False), tmp_path / "base.bin")
     stack = (FOLDER / "plain", FOLDER / "alora", "--base", tmp_path / "base.bin", "--json")
     found = fields(read(run("lora", "inspect", *stack)))
-    check = read(run("lora", "check", *stack[1:]))
+    check = read(run("lora", "check", *stack[:1], *stack[2:]))
     export = read(run("lora", "export", *stack[:1], *stack[2:], "-o", tmp_path / "one"))
     assert found | fields(check) | fields(export) == documented_fields("lora")
 
