@@ -22,6 +22,8 @@ namespace py = pybind11;
 using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using ByteArray = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
 using TokenArray = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+using WideArray =
+    py::array_t<int64_t, py::array::c_style | py::array::forcecast | py::detail::npy_api::NPY_ARRAY_ALIGNED_>;
 
 void bind_formats(py::module_& m);
 void bind_model_file(py::module_& m);
@@ -38,10 +40,36 @@ inline KvFormat kv_named(const Engine& engine, const std::string& name) {
   throw Error(ErrorKind::request, "kv: expected auto, f16, i16 or q8, found " + name);
 }
 
+// Token ids of one dimension, from any integers; what no id can be is refused here, not wrapped.
+inline TokenArray tokens_of(const py::handle& given) {
+  const auto array = py::array::ensure(given);
+  if (!array) throw py::error_already_set();
+  if (array.ndim() != 1)
+    throw Error(ErrorKind::request, "tokens: expected one dimension, found " + std::to_string(array.ndim()));
+  const char kind = array.dtype().kind();
+  if (array.size() > 0 && kind != 'i' && kind != 'u')
+    throw Error(ErrorKind::request, "tokens: expected integers, found " + std::string(py::str(array.dtype())));
+  const WideArray wide(array);
+  TokenArray tokens(wide.size());
+  int32_t* to = tokens.mutable_data();
+  for (py::ssize_t i = 0; i < wide.size(); ++i) {
+    const int64_t token = wide.data()[i];
+    if (token < 0 || token > INT32_MAX)
+      throw Error(ErrorKind::request, "token: expected an id of 0 or more, found " + std::to_string(token));
+    to[i] = static_cast<int32_t>(token);
+  }
+  return tokens;
+}
+
 inline std::span<const int32_t> token_span(const TokenArray& tokens) {
-  if (tokens.ndim() != 1)
-    throw Error(ErrorKind::request, "tokens: expected one dimension, found " + std::to_string(tokens.ndim()));
   return {tokens.data(), static_cast<size_t>(tokens.size())};
+}
+
+// The bytes of a path as the system has them: names of files need not be UTF-8.
+inline std::string path_of(const py::handle& path) {
+  PyObject* bytes = nullptr;
+  if (PyUnicode_FSConverter(path.ptr(), &bytes) == 0) throw py::error_already_set();
+  return py::reinterpret_steal<py::bytes>(bytes);
 }
 
 inline bool interpreter_ends() {

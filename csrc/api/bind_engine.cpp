@@ -35,17 +35,15 @@ void bind_engine(py::module_& m) {
   py::class_<Engine, std::shared_ptr<Engine>>(m, "Engine")
       .def(py::init([](std::shared_ptr<ModelFile> file, int threads, const std::string& activations, bool prefetch) {
              auto engine = std::make_shared<Engine>(std::move(file), threads, activations_named(activations));
-             if (prefetch) {
-               const py::gil_scoped_release release;
-               engine->prefetch();
-             }
+             if (prefetch) without_gil([&](const Poll&) { engine->prefetch(); });
              return engine;
            }),
-           py::arg("file"), py::arg("threads") = 0, py::arg("activations") = "int8", py::arg("prefetch") = true)
+           py::arg("file").none(false), py::arg("threads") = 0, py::arg("activations") = "int8",
+           py::arg("prefetch") = true)
       .def_property_readonly("threads", &Engine::n_threads)
       .def_property_readonly("isa", &Engine::isa)
       .def("memory", memory_dict, py::arg("context"), py::arg("kv") = "auto")
-      .def("prefetch", &Engine::prefetch, py::call_guard<py::gil_scoped_release>());
+      .def("prefetch", [](Engine& engine) { without_gil([&](const Poll&) { engine.prefetch(); }); });
 }
 
 }  // namespace pyinfer

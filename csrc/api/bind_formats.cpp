@@ -8,6 +8,7 @@ namespace pyinfer {
 namespace {
 
 constexpr py::ssize_t kMaxSide = 4294967295;
+constexpr size_t kMaxValues = size_t{1} << 48;
 
 Format format_named(const std::string& name) {
   const auto format = find_format(name);
@@ -24,6 +25,17 @@ Source source_named(const std::string& name) {
 size_t side(const char* name, py::ssize_t value) {
   if (value >= 1 && value <= kMaxSide) return static_cast<size_t>(value);
   throw Error(ErrorKind::request, std::string(name) + ": expected 1 to 4294967295, found " + std::to_string(value));
+}
+
+struct Shape {
+  size_t rows, cols;
+};
+
+Shape shape_of(py::ssize_t n_rows, py::ssize_t n_cols) {
+  const Shape shape{side("rows", n_rows), side("cols", n_cols)};
+  if (shape.rows <= kMaxValues / shape.cols) return shape;
+  throw Error(ErrorKind::request, "shape: expected at most " + std::to_string(kMaxValues) + " values, found " +
+                                      std::to_string(shape.rows) + " x " + std::to_string(shape.cols));
 }
 
 void expect_bytes(const ByteArray& data, size_t expected) {
@@ -48,12 +60,11 @@ py::array_t<uint8_t> pack_array(const std::string& name, const FloatArray& value
   if (values.ndim() != 2)
     throw Error(ErrorKind::request, "values: expected two dimensions, found " + std::to_string(values.ndim()));
   const Format format = format_named(name);
-  const size_t rows = side("rows", values.shape(0)), cols = side("cols", values.shape(1));
-  py::array_t<uint8_t> packed(static_cast<py::ssize_t>(packed_bytes(format, rows, cols)));
+  const Shape shape = shape_of(values.shape(0), values.shape(1));
+  py::array_t<uint8_t> packed(static_cast<py::ssize_t>(packed_bytes(format, shape.rows, shape.cols)));
   const float* from = values.data();
   uint8_t* to = packed.mutable_data();
-  const py::gil_scoped_release release;
-  pack(format, from, rows, cols, to);
+  without_gil([&](const Poll&) { pack(format, from, shape.rows, shape.cols, to); });
   return packed;
 }
 
@@ -61,39 +72,38 @@ py::array_t<uint8_t> repack_array(const std::string& source_name, const std::str
                                   py::ssize_t n_rows, py::ssize_t n_cols) {
   const Source source = source_named(source_name);
   const Format format = format_named(name);
-  const size_t rows = side("rows", n_rows), cols = side("cols", n_cols);
-  expect_bytes(data, source_bytes(source, rows, cols));
-  py::array_t<uint8_t> packed(static_cast<py::ssize_t>(packed_bytes(format, rows, cols)));
+  const Shape shape = shape_of(n_rows, n_cols);
+  expect_bytes(data, source_bytes(source, shape.rows, shape.cols));
+  py::array_t<uint8_t> packed(static_cast<py::ssize_t>(packed_bytes(format, shape.rows, shape.cols)));
   const uint8_t* from = data.data();
   uint8_t* to = packed.mutable_data();
-  const py::gil_scoped_release release;
-  repack(source, format, from, rows, cols, to);
+  without_gil([&](const Poll&) { repack(source, format, from, shape.rows, shape.cols, to); });
   return packed;
 }
 
 py::array_t<float> dequantize_array(const std::string& source_name, const ByteArray& data, py::ssize_t n_rows,
                                     py::ssize_t n_cols) {
   const Source source = source_named(source_name);
-  const size_t rows = side("rows", n_rows), cols = side("cols", n_cols);
-  expect_bytes(data, source_bytes(source, rows, cols));
+  const Shape shape = shape_of(n_rows, n_cols);
+  expect_bytes(data, source_bytes(source, shape.rows, shape.cols));
   py::array_t<float> values({n_rows, n_cols});
   const uint8_t* from = data.data();
   float* to = values.mutable_data();
-  const py::gil_scoped_release release;
-  dequantize(source, from, rows, cols, to);
+  without_gil([&](const Poll&) { dequantize(source, from, shape.rows, shape.cols, to); });
   return values;
 }
 
 py::array_t<float> unpack_array(const std::string& name, const ByteArray& packed, py::ssize_t n_rows,
                                 py::ssize_t n_cols) {
   const Format format = format_named(name);
-  const size_t rows = side("rows", n_rows), cols = side("cols", n_cols);
-  expect_bytes(packed, packed_bytes(format, rows, cols));
+  const Shape shape = shape_of(n_rows, n_cols);
+  expect_bytes(packed, packed_bytes(format, shape.rows, shape.cols));
   py::array_t<float> values({n_rows, n_cols});
   const uint8_t* from = packed.data();
   float* to = values.mutable_data();
-  const py::gil_scoped_release release;
-  for (size_t row = 0; row < rows; ++row) unpack_row(format, from, cols, row, to + row * cols);
+  without_gil([&](const Poll&) {
+    for (size_t row = 0; row < shape.rows; ++row) unpack_row(format, from, shape.cols, row, to + row * shape.cols);
+  });
   return values;
 }
 
@@ -112,7 +122,8 @@ void bind_formats(py::module_& m) {
   m.def(
       "packed_bytes",
       [](const std::string& name, py::ssize_t rows, py::ssize_t cols) {
-        return packed_bytes(format_named(name), side("rows", rows), side("cols", cols));
+        const Shape shape = shape_of(rows, cols);
+        return packed_bytes(format_named(name), shape.rows, shape.cols);
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"));
   m.def("pack", pack_array, py::arg("format"), py::arg("values"));

@@ -88,8 +88,8 @@ HugePages huge_pages_named(const std::string& name) {
 
 void bind_model_file(py::module_& m) {
   py::class_<ModelFile, std::shared_ptr<ModelFile>>(m, "ModelFile")
-      .def(py::init([](const std::string& path, const std::string& huge_pages) {
-             return std::make_shared<ModelFile>(path, huge_pages_named(huge_pages));
+      .def(py::init([](const py::object& path, const std::string& huge_pages) {
+             return std::make_shared<ModelFile>(path_of(path), huge_pages_named(huge_pages));
            }),
            py::arg("path"), py::arg("huge_pages") = "auto")
       .def_property_readonly("spec", [](const ModelFile& f) { return spec_dict(f.spec()); })
@@ -106,8 +106,9 @@ void bind_model_file(py::module_& m) {
           "verify",
           [](const ModelFile& f, py::ssize_t index) {
             const TensorRecord& tensor = tensor_at(f, index);
-            const py::gil_scoped_release release;
-            return f.verify(tensor);
+            bool good = false;
+            without_gil([&](const Poll&) { good = f.verify(tensor); });
+            return good;
           },
           py::arg("tensor"))
       .def("read", read, py::arg("tensor"));

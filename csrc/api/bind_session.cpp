@@ -25,21 +25,26 @@ class PySession {
  public:
   PySession(std::shared_ptr<Engine> engine, size_t context, const std::string& kv)
       : session_(std::make_shared<Session>(engine, context, kv_named(*engine, kv))),
-        logits_(static_cast<py::ssize_t>(engine->spec().n_vocab)) {}
+        n_vocab_(engine->spec().n_vocab),
+        logits_(new float[n_vocab_], [](void* logits) { delete[] static_cast<float*>(logits); }) {}
 
   std::shared_ptr<Session> get() const {
     if (session_ == nullptr) throw Error(ErrorKind::request, "session: expected an open one, found it closed");
     return session_;
   }
-  py::array_t<float>& logits() { return logits_; }
+  // A new view each time, of memory that is not its own: whatever is done to its shape, the next step has its place.
+  py::array_t<float> logits() const {
+    return py::array_t<float>(static_cast<py::ssize_t>(n_vocab_), static_cast<float*>(logits_.get_pointer()), logits_);
+  }
   void close() {
     session_.reset();
-    logits_ = py::array_t<float>(0);
+    logits_ = py::capsule();
   }
 
  private:
   std::shared_ptr<Session> session_;
-  py::array_t<float> logits_;  // (n_vocab), of the last step
+  size_t n_vocab_;
+  py::capsule logits_;  // (n_vocab), of the last step
 };
 
 py::array_t<float> new_logits(const Session& session, Wanted wanted, size_t n_tokens) {
@@ -47,9 +52,10 @@ py::array_t<float> new_logits(const Session& session, Wanted wanted, size_t n_to
                              static_cast<py::ssize_t>(session.engine().spec().n_vocab)});
 }
 
-py::array_t<float> eval(PySession& self, const TokenArray& tokens, const std::string& logits, py::ssize_t chunk) {
+py::array_t<float> eval(PySession& self, const py::object& given, const std::string& logits, py::ssize_t chunk) {
   if (chunk < 1) throw Error(ErrorKind::request, "chunk: expected at least 1, found " + std::to_string(chunk));
   const auto session = self.get();
+  const TokenArray tokens = tokens_of(given);
   const auto span = token_span(tokens);
   const Wanted wanted = wanted_named(logits);
   session->check(span);  // before the result is allocated
@@ -68,16 +74,18 @@ py::array_t<float> step(PySession& self, int32_t token) {
   return logits;
 }
 
-using PyItem = std::tuple<PySession*, TokenArray, std::string>;
+using PyItem = std::tuple<PySession*, py::object, std::string>;
 
 py::list forward_batch(Engine& engine, const std::vector<PyItem>& batch) {
   std::vector<std::shared_ptr<Session>> sessions;  // keeps them alive if one is closed meanwhile
+  std::vector<TokenArray> kept;
   std::vector<BatchItem> items;
   py::list results;
   for (const auto& [session, tokens, logits] : batch) {
     if (session == nullptr) throw Error(ErrorKind::request, "batch: expected a session in every item, found None");
     sessions.push_back(session->get());
-    const auto span = token_span(tokens);
+    kept.push_back(tokens_of(tokens));
+    const auto span = token_span(kept.back());
     const Wanted wanted = wanted_named(logits);
     py::array_t<float> result = new_logits(*sessions.back(), wanted, span.size());
     items.push_back(
@@ -92,8 +100,8 @@ py::list forward_batch(Engine& engine, const std::vector<PyItem>& batch) {
 
 void bind_session(py::module_& m) {
   py::class_<PySession>(m, "Session")
-      .def(py::init<std::shared_ptr<Engine>, size_t, const std::string&>(), py::arg("engine"), py::arg("context"),
-           py::arg("kv") = "auto")
+      .def(py::init<std::shared_ptr<Engine>, size_t, const std::string&>(), py::arg("engine").none(false),
+           py::arg("context"), py::arg("kv") = "auto")
       .def_property_readonly("position", [](const PySession& s) { return s.get()->position(); })
       .def_property_readonly("context", [](const PySession& s) { return s.get()->context(); })
       .def_property(

@@ -31,7 +31,10 @@ const char* exception_name(ErrorKind kind) {
 }
 
 void raise(const Error& error) {
-  const py::str message(error.what());
+  const std::string said = error.what();  // which may name a file whose name is no UTF-8
+  const auto message = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeFSDefaultAndSize(said.data(), static_cast<py::ssize_t>(said.size())));
+  if (!message) return;
   if (error.kind() == ErrorKind::system) {
     const py::tuple arguments = py::make_tuple(error.code(), message);
     PyErr_SetObject(PyExc_OSError, arguments.ptr());

@@ -43,7 +43,7 @@ int available_processors() {
       1, static_cast<int>(std::min(static_cast<double>(n > 0 ? n : std::thread::hardware_concurrency()), most)));
 }
 
-int default_threads() {
+int fast_cores() {
   const std::vector<int> mine = affinity();
   if (mine.empty()) return available_processors();  // more of them than a mask of the usual size holds
   return threads_for(read_processors("/sys/devices/system/cpu", mine), quota());
@@ -59,14 +59,16 @@ int sysctl_int(const char* name) {
 
 int available_processors() { return std::max(1u, std::thread::hardware_concurrency()); }
 
-int default_threads() {
+int fast_cores() {
   const int fast = sysctl_int("hw.perflevel0.physicalcpu");
   return fast > 0 ? fast : std::max(1, sysctl_int("hw.physicalcpu"));
 }
 #elif !defined(_WIN32)  // cpu_windows.cpp
 int available_processors() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
-int default_threads() { return available_processors(); }
+int fast_cores() { return available_processors(); }
 #endif
+
+int default_threads() { return std::clamp(fast_cores(), 1, kMostThreads); }
 
 void cpu_prefer_fast_cores() {
 #if defined(__APPLE__)

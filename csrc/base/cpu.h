@@ -16,7 +16,11 @@ bool cpu_runs_neon_i8mm();     // products of int8 matrices too: Cortex-A510, A7
 
 // Logical processors this process may run on: the affinity mask, cut to the cgroup's quota; at least 1.
 int available_processors();
-// Physical cores among them, at least 1: what a memory-bound program should use. On hybrid CPUs only the fast ones.
+// Physical cores among them, at least 1. On hybrid CPUs only the fast ones.
+int fast_cores();
+
+inline constexpr int kMostThreads = 256;
+// As many as there are fast cores, at most kMostThreads: what a memory-bound program should use.
 int default_threads();
 
 // Tells the system that someone waits for what this thread computes: macOS then prefers fast cores for it. Others have no such call.

@@ -35,7 +35,7 @@ int available_processors() {
   return std::max(1, mask != 0 ? std::popcount(static_cast<unsigned long long>(mask)) : all);
 }
 
-int default_threads() {
+int fast_cores() {
   const KAFFINITY mask = affinity();
   const std::vector<unsigned char> records = core_records();
   int fastest = -1, n_cores = 0;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <string>
 
-#include "base/cpu.h"
 #include "base/error.h"
 #include "base/process.h"
 
@@ -24,9 +23,10 @@ ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads), process_(process_
   }
   if (n_threads > available_processors()) spins_ = kSpinsCrowded;
   shares_ = std::make_unique<Share[]>(static_cast<size_t>(n_threads));
-  sleep_ = std::make_unique<Sleep>();
+  helpers_ = std::make_unique<Helpers>();
   try {
-    for (int thread = 1; thread < n_threads; ++thread) threads_.emplace_back(&ThreadPool::thread_main, this, thread);
+    for (int thread = 1; thread < n_threads; ++thread)
+      helpers_->threads.emplace_back(&ThreadPool::thread_main, this, thread);
   } catch (const std::exception& error) {
     stop();
     throw Error(ErrorKind::memory, "cannot start " + std::to_string(n_threads) + " threads: " + error.what());
@@ -37,8 +37,7 @@ ThreadPool::~ThreadPool() {
   if (alive_here()) {
     stop();
   } else {
-    for (auto& thread : threads_) thread.detach();
-    static_cast<void>(sleep_.release());  // destroying it would wait for sleepers that do not exist here
+    static_cast<void>(helpers_.release());  // the system would look for threads that do not exist here, and abort
   }
 }
 
@@ -46,12 +45,12 @@ bool ThreadPool::alive_here() const { return process_ == process_id(); }
 
 void ThreadPool::stop() {
   {
-    const std::lock_guard<std::mutex> lock(sleep_->mutex);
+    const std::lock_guard<std::mutex> lock(helpers_->mutex);
     stopping_ = true;
-    sleep_->wake.notify_all();
+    helpers_->wake.notify_all();
   }
-  for (auto& thread : threads_) thread.join();
-  threads_.clear();
+  for (auto& thread : helpers_->threads) thread.join();
+  helpers_->threads.clear();
 }
 
 void ThreadPool::run_job(const Job& job) {
@@ -65,8 +64,8 @@ void ThreadPool::run_job(const Job& job) {
   const uint64_t number = number_of(state_.load(std::memory_order_relaxed)) + uint32_t{1};
   state_.store(number << 32 | kOpen, std::memory_order_seq_cst);
   if (n_sleeping_.load(std::memory_order_seq_cst) > 0) {
-    const std::lock_guard<std::mutex> lock(sleep_->mutex);
-    sleep_->wake.notify_all();
+    const std::lock_guard<std::mutex> lock(helpers_->mutex);
+    helpers_->wake.notify_all();
   }
   work_on(job, 0);
   uint64_t state = state_.fetch_and(~kOpen, std::memory_order_acq_rel);
@@ -120,10 +119,10 @@ bool ThreadPool::wait_for_job(uint32_t seen) {
     if (stopping_.load(std::memory_order_relaxed)) return false;
     cpu_pause();
   }
-  std::unique_lock<std::mutex> lock(sleep_->mutex);
+  std::unique_lock<std::mutex> lock(helpers_->mutex);
   n_sleeping_.fetch_add(1, std::memory_order_seq_cst);
-  sleep_->wake.wait(lock,
-                    [&] { return stopping_.load() || number_of(state_.load(std::memory_order_seq_cst)) != seen; });
+  helpers_->wake.wait(lock,
+                      [&] { return stopping_.load() || number_of(state_.load(std::memory_order_seq_cst)) != seen; });
   n_sleeping_.fetch_sub(1, std::memory_order_relaxed);
   return !stopping_.load();
 }

@@ -16,6 +16,8 @@
 #include <thread>
 #include <vector>
 
+#include "base/cpu.h"
+
 namespace pyinfer {
 
 class ThreadPool {
@@ -25,7 +27,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  static constexpr int kMaxThreads = 256;
+  static constexpr int kMaxThreads = kMostThreads;
 
   int n_threads() const { return n_threads_; }
 
@@ -54,10 +56,11 @@ class ThreadPool {
     size_t n_items;
     size_t grain;
   };
-  // Where helpers sleep between steps.
-  struct Sleep {
+  // The threads besides the caller's, and where they sleep between steps.
+  struct Helpers {
     std::mutex mutex;
     std::condition_variable wake;
+    std::vector<std::thread> threads;
   };
   struct alignas(128) Share {
     std::atomic<size_t> next{0};
@@ -84,8 +87,7 @@ class ThreadPool {
   alignas(128) std::atomic<uint64_t> state_{0};
   alignas(128) std::atomic<int> n_sleeping_{0};
   std::atomic<bool> stopping_{false};
-  std::unique_ptr<Sleep> sleep_;
-  std::vector<std::thread> threads_;
+  std::unique_ptr<Helpers> helpers_;
 };
 
 }  // namespace pyinfer

@@ -29,6 +29,10 @@ Engine::Engine(std::shared_ptr<const ModelFile> file, int threads, Activations a
       workspace_bytes_(workspace_.bytes()) {}
 
 MemoryNeeds Engine::memory(size_t context, KvFormat format) const {
+  if (context > kMostPositions) {
+    throw Error(ErrorKind::request,
+                "context: expected at most " + std::to_string(kMostPositions) + ", found " + std::to_string(context));
+  }
   return {file_->file_bytes(), KvShape::n_pages(context) * kv_shape(format).page_bytes(), workspace_bytes_.load()};
 }
 

@@ -42,7 +42,7 @@ std::optional<Source> find_source(std::string_view name);
 
 size_t group_cols(Format format);  // columns that a packed row is padded to a multiple of
 size_t tile_bytes(Format format, size_t cols);
-// Bytes of a packed matrix, or of a vector of `cols`. Shapes are at most 2^32 − 1 each way, so nothing wraps.
+// Bytes of a packed matrix, or of a vector of `cols`. Shapes are at most 2^32 − 1 each way and 2^48 values, so nothing wraps.
 size_t packed_bytes(Format format, size_t rows, size_t cols);
 
 // Values (rows, cols) into a packed matrix. Throws a request error that names the first value which the format cannot hold.

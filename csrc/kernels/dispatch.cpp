@@ -21,12 +21,21 @@ constexpr Isa kIsas[] = {
 #undef PYINFER_ISA
 };
 
-std::string available_names() {
+template <class Which>
+std::string names_of(const Which& which) {
   std::string names;
   for (const Isa& isa : kIsas) {
-    if (isa.runs_here()) names += (names.empty() ? "" : ", ") + std::string(isa.name);
+    if (which(isa)) names += (names.empty() ? "" : ", ") + std::string(isa.name);
   }
   return names;
+}
+
+std::string available_names() {
+  return names_of([](const Isa& isa) { return isa.runs_here(); });
+}
+
+std::string all_names() {
+  return names_of([](const Isa&) { return true; });
 }
 
 const Kernels* choose() {
@@ -37,6 +46,8 @@ const Kernels* choose() {
     if (wanted && isa.runs_here()) best = isa.table();
   }
   if (best == nullptr) {
+    if (available_names().empty())
+      throw Error(ErrorKind::unsupported, "processor: expected " + all_names() + ", found none");
     throw Error(ErrorKind::request,
                 "PYINFER_ISA: expected one of " + available_names() + " on this machine, found " + asked);
   }

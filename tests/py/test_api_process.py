@@ -252,15 +252,27 @@ ENDS = {
     "a fork": "child = os.fork(); os.waitpid(child, 0) if child else None",
     "a fork that closes the model": "child = os.fork(); os.waitpid(child, 0) if child else model.close()",
     "a thread that generates": "threading.Thread(target=lambda: model.generate('a', max_tokens=40)).start()",
+    "a daemon that opens and packs": "threading.Thread(target=packing, daemon=True).start(); busy(0.1)",
     "a daemon that generates": "threading.Thread(target=endless, daemon=True).start(); time.sleep(0.1)",
 }
 BEGIN = """
-import gc, os, sys, threading, time, pyinfer
+import gc, os, sys, threading, time, numpy as np, pyinfer
 model = pyinfer.load(sys.argv[1], threads=2)
 model.generate('a', max_tokens=3)
 def endless():
     while True:
         model.generate('a')
+def packing():
+    values = np.ones((64, 64), np.float32)
+    while True:
+        file = pyinfer._core.ModelFile(sys.argv[1])
+        pyinfer._core.Engine(file, 1).prefetch()
+        file.verify(0)
+        pyinfer._core.unpack('q8', pyinfer._core.pack('q8', values), 64, 64)
+def busy(seconds):
+    end = time.time() + seconds
+    while time.time() < end:
+        pass
 """
 
 
