@@ -117,7 +117,10 @@ def add(
         if not usable(path):
             make(path)
             note = {"name": name, "source": source, "created": _now()}
-            write_whole(path.with_suffix(".json"), json.dumps(note, ensure_ascii=False) + "\n")
+            text = json.dumps(note, ensure_ascii=False) + "\n"
+            write_whole(
+                path.with_suffix(".json"), text.encode("utf-8", "replace")
+            )  # names of files may be no UTF-8
     return path
 
 

@@ -176,6 +176,10 @@ class ChatFormat:
             if getattr(conversation, name) is not None and name not in template.variables:
                 raise RequestError(f"{name}: expected none, as {self.what} has no place for them")
 
+        has_input = any(message.get("input") for message in conversation.messages)
+        if has_input and self._format is None and "input" not in template.source:
+            raise RequestError(f"input: expected none, as {self.what} has no place for it")
+
         def render(said: Conversation) -> str:
             return self._render(template, said, add_generation_prompt)
 

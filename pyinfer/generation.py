@@ -57,7 +57,7 @@ class _Answer:
     """What there is of an answer, and what of it was not handed out yet."""
 
     request: Request
-    pieces: TextStream
+    pieces: TextStream | None
     matcher: StopMatcher
     text: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -69,11 +69,11 @@ class _Answer:
         self.tokens.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
-        return self.matcher.push(self.pieces.push(token))
+        return self.matcher.push(self.pieces.push(token)) if self.pieces else ""
 
     def rest(self) -> str:
         """The end of the text, when no token follows."""
-        return self.matcher.push(self.pieces.flush()) + self.matcher.flush()
+        return self.matcher.push(self.pieces.flush() if self.pieces else "") + self.matcher.flush()
 
     def chunk(self, text: str) -> Chunk:
         """Hands out text and all tokens since the last chunk."""
@@ -127,7 +127,7 @@ def chunks(timeline: Timeline, tokenizer: Tokenizer, request: Request) -> Chunks
     """Generates an answer on a timeline that the caller owns; the last chunk carries the completion."""
     clock = _Clock()
     before = () if request.opens else request.prompt
-    answer = _Answer(request, tokenizer.stream(after=before), StopMatcher(request.stop))
+    answer = _Answer(request, tokenizer.answer_stream(before), StopMatcher(request.stop))
     text = ""
     reason: FinishReason = "length"
     try:

@@ -19,6 +19,7 @@ from pyinfer.adapters import Adapter, Adapters, Weighted, split
 from pyinfer.convert.checkpoint import Checkpoint, in_file
 from pyinfer.convert.identity import key_of
 from pyinfer.convert.merge import Into, Merged, base_values, merge
+from pyinfer.convert.metadata import told
 from pyinfer.convert.model_file import open_model_file
 from pyinfer.convert.writer import write_model
 from pyinfer.errors import ModelFileError, RequestError
@@ -46,7 +47,7 @@ def loaded(adapters: Adapters) -> Weighted:
 
 def described(weighted: Weighted) -> str:
     """A stack in one line: `sql:1+tone:-0.3`."""
-    return "+".join(f"{adapter.name}:{weight:g}" for adapter, weight in weighted)
+    return told("+".join(f"{adapter.name}:{weight:g}" for adapter, weight in weighted))
 
 
 def convert_merged(

@@ -23,6 +23,8 @@ def checked_stops(stop: str | Iterable[str]) -> tuple[str, ...]:
     for item in stops:
         if not isinstance(item, str) or not item:
             raise RequestError(f"stop: expected strings of at least one character, found {item!r}")
+        if any("\ud800" <= char <= "\udfff" for char in item):
+            raise RequestError(f"stop: expected characters that UTF-8 can hold, found {item!r}"[:200])
     if len(stops) > _MOST_STOPS:
         raise RequestError(f"stop: expected at most {_MOST_STOPS} strings, found {len(stops)}")
     return tuple(dict.fromkeys(stops))

@@ -130,7 +130,12 @@ class Tokenizer:
 
     def stream(self, after: Sequence[int] = (), skip_special: bool = True) -> TextStream:
         """A decoder that takes one id at a time; `after` are the ids that the text continues."""
+        self._opened()
         return TextStream(self, after, skip_special)
+
+    def answer_stream(self, after: Sequence[int] = ()) -> TextStream | None:
+        """The same for an answer; None for a model without a tokenizer, whose answers are token ids alone."""
+        return None if self._library is None else self.stream(after)
 
     def token_to_piece(self, token: int) -> str:
         """The vocabulary's own spelling of a token; empty for rows that the tokenizer does not know."""

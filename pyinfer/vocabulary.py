@@ -109,6 +109,7 @@ class _Tokenizers:
         self._added: dict[int, Any] = self._model.get_added_tokens_decoder()
         self._left = {token.content for token in self._added.values() if token.lstrip}
         self._right = {token.content for token in self._added.values() if token.rstrip}
+        self._letters = _letters_alone(model)
 
     def split(self, text: str, parse_special: bool) -> list[int]:
         try:
@@ -123,7 +124,18 @@ class _Tokenizers:
             ) from None
         if not parse_special:
             self._require_text(ids, text)
+        if self._letters is not None:
+            self._require_letters(self._letters, text)
         return ids
+
+    def _require_letters(self, letters: frozenset[str], text: str) -> None:
+        normalizer = self._model.normalizer
+        written = normalizer.normalize_str(text) if normalizer else text
+        odd = next((char for char in written if char not in letters and not char.isspace()), None)
+        if odd is not None:
+            raise RequestError(
+                f"text: expected characters that the vocabulary can write, found U+{ord(odd):04X}"
+            )
 
     def _require_text(self, ids: Sequence[int], text: str) -> None:
         """Some models, such as unigram ones, know control tokens as pieces, and would find them in plain text."""
@@ -168,13 +180,41 @@ def load_library(kind: str, blob: bytes) -> Any:
             return model
         from tokenizers import Tokenizer as Library
 
-        return Library.from_buffer(blob)
+        return _as_for_use(Library.from_buffer(blob))
     except _NOT_PANICS:
         raise
     except BaseException as error:
         raise ModelFileError(
             f"tokenizer: expected a {kind} model, found a broken one: {_reason(error)}"
         ) from None
+
+
+def _letters_alone(model: Any) -> frozenset[str] | None:
+    """The characters that a BPE model can write, where it leaves out all others without a word: it has neither bytes
+    nor a token for the unknown. None elsewhere.
+    """
+    bpe = model.model
+    if (
+        type(bpe).__name__ != "BPE"
+        or bpe.unk_token
+        or bpe.byte_fallback
+        or "ByteLevel" in repr(model.pre_tokenizer)
+    ):
+        return None
+    before, behind = bpe.continuing_subword_prefix or "", bpe.end_of_word_suffix or ""
+    pieces = (
+        piece.removeprefix(before).removesuffix(behind) for piece in model.get_vocab(with_added_tokens=False)
+    )
+    return frozenset(piece for piece in pieces if len(piece) == 1)
+
+
+def _as_for_use(model: Any) -> Any:
+    """Without what is left on from training: lengths that are cut or filled, merges that are dropped by chance."""
+    model.no_truncation()
+    model.no_padding()
+    if getattr(model.model, "dropout", None) is not None:
+        model.model.dropout = None
+    return model
 
 
 def _reason(error: BaseException) -> str:

@@ -44,7 +44,7 @@ def chat(
         session.messages = said
         talk = Chat(session, wanted, asked, raw=raw, stats=stats)
         mode = "continues your text" if raw else "is ready"
-        terminal.note(f"{model.name} {mode}. /help lists commands, Ctrl-D leaves.")
+        terminal.note(f"{terminal.plain(model.name)} {mode}. /help lists commands, Ctrl-D leaves.")
         _converse(talk, _prompt_session())
     return 0
 
@@ -252,7 +252,12 @@ def _name_and_weight(argument: str) -> tuple[str, str]:
 def _file(name: str, command: str) -> Path:
     if not name:
         raise RequestError(f"{command} needs the name of a file")
-    return Path(name).expanduser()
+    if "\0" in name:
+        raise RequestError(f"{command}: expected the name of a file, found {name!r}")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise RequestError(f"{command}: expected the home of a user who exists, found {name!r}") from None
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Chat, str], None]]] = {

@@ -53,7 +53,7 @@ def chat_options(options: argparse.Namespace) -> ChatFields:
 def messages(prompt: str | None, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The conversation that is to be answered: the file's, with a system message before and the prompt behind."""
     said = read_messages(Path(options.messages)) if options.messages else []
-    if options.system:
+    if options.system is not None:
         if said and said[0].get("role") == "system":
             raise RequestError(f"{options.messages}: expected no system message beside --system, found one")
         said = [{"role": "system", "content": options.system}, *said]

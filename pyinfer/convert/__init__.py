@@ -100,8 +100,17 @@ def open_source(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     with in_file(path):
-        checkpoint = _reader(path).open(path)
-        _check_tokenizer(checkpoint)
+        try:
+            checkpoint = _reader(path).open(path)
+            _check_tokenizer(checkpoint)
+        except ModelFileError:
+            raise
+        except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            raise ModelFileError(
+                f"expected a checkpoint that makes sense, found one with which {type(error).__name__}: {error}"[
+                    :300
+                ]
+            ) from error
     return checkpoint
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinfer import _core, files
-from pyinfer.convert.metadata import Metadata
+from pyinfer.convert.metadata import Metadata, told
 from pyinfer.errors import ModelFileError, UnsupportedError
 
 ReadRows = Callable[[int, int], NDArray[np.uint8]]
@@ -150,7 +150,7 @@ class Spec:
 
     def check(self) -> Spec:
         """Itself, or a ModelFileError naming the number that is outside its limits."""
-        for name, (low, high) in _LIMITS.items():
+        for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ModelFileError(f"{name}: expected {low} to {high}, found {value}")
@@ -196,7 +196,7 @@ class Spec:
         return LAYER_ROLES + tuple(role for roles in added for role in roles)
 
 
-_LIMITS = {
+LIMITS = {
     "n_layers": (1, 1024),
     "dim": (1, 65536),
     "n_heads": (1, 1024),
@@ -291,7 +291,7 @@ def describe(checkpoint: Checkpoint) -> Metadata:
     """The metadata as far as the checkpoint decides it: all but checksums, landings and options."""
     tokenizer = checkpoint.tokenizer
     return Metadata(
-        name=checkpoint.name,
+        name=told(checkpoint.name),
         architecture=checkpoint.architecture,
         licence=checkpoint.licence,
         chat_template=checkpoint.chat_template,

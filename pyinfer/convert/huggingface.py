@@ -76,8 +76,8 @@ def chat_template(folder: Path, settings: Mapping[str, Any], name: str = "defaul
             return _utf8(read_small(file))
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
-        template = named.get(name)
+        named = [item for item in template if isinstance(item, dict) and item.get("name") == name]
+        template = named[-1].get("template") if named else None
     elif name != "default":
         return None
     if template is not None and not isinstance(template, str):
@@ -94,6 +94,13 @@ def _utf8(raw: bytes) -> str:
         raise ModelFileError(
             f"expected UTF-8, found a byte {raw[error.start]:#04x} at {error.start}"
         ) from None
+
+
+def _name(folder: Path) -> str:
+    """The folder's name; in the cache of huggingface_hub, where that is a commit, the repository's."""
+    whole = folder.resolve()
+    repository = whole.parent.parent.name if whole.parent.name == "snapshots" else ""
+    return repository.rpartition("--")[2] if repository.startswith("models--") else whole.name
 
 
 def _licence(folder: Path) -> str | None:
@@ -142,7 +149,7 @@ def open_folder(path: Path) -> Checkpoint:
         kind="huggingface",
         files=tuple(all_files(path)),
         architecture=architecture,
-        name=path.resolve().name,
+        name=_name(path),
         licence=_licence(path),
         chat_template=chat_template(path, folder.settings),
         tool_template=chat_template(path, folder.settings, "tool_use"),

@@ -172,15 +172,24 @@ def _trimming(settings: Json, model: Any) -> tuple[int, ...]:
 def _added_tokens(folder: Path, settings: Json, size: int) -> list[Piece]:
     """Tokens that the directory adds to the model's own, in order of their ids, which must follow on."""
     added = optional_json(folder / "added_tokens.json")
+    if not all(type(i) is int for i in added.values()):
+        raise ModelFileError(
+            f"added tokens: expected ids from {size} on without gaps, found {list(added.values())[:8]}"[:200]
+        )
     kinds = {i: (text, USER_DEFINED) for text, i in added.items()}
     listed = settings.get("added_tokens_decoder") or {}
     if not isinstance(listed, dict):
         raise ModelFileError(f"added_tokens_decoder: expected a JSON object, found {type(listed).__name__}")
     for number, token in listed.items():
-        if not (number.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)):
+        if not (
+            number.isdecimal()
+            and len(number) <= 9
+            and isinstance(token, dict)
+            and isinstance(token.get("content"), str)
+        ):
             raise ModelFileError(f"added_tokens_decoder: expected ids and tokens, found {number[:16]!r}")
         kinds[int(number)] = (token["content"], CONTROL if token.get("special") is True else USER_DEFINED)
-    later = [i for i in kinds if not isinstance(i, int) or i >= size]
+    later = [i for i in kinds if i >= size]
     if len(set(added.values())) != len(added) or set(later) != set(range(size, size + len(later))):
         raise ModelFileError(f"added tokens: expected ids from {size} on without gaps, found {later[:8]}")
     return [Piece(kinds[i][0], 0.0, kinds[i][1]) for i in range(size, size + len(later))]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pyinfer.convert.checkpoint import open_regular, read_exactly
-from pyinfer.convert.metadata import CONVERTER_VERSION, SourceFile
+from pyinfer.convert.metadata import CONVERTER_VERSION, SourceFile, told
 from pyinfer.errors import ModelFileError
 
 _WHOLE = 32 << 20  # files up to this size, and the front of larger ones, are hashed whole
@@ -60,6 +60,6 @@ def checksum(path: Path, stopped: Callable[[], bool]) -> SourceFile:
             step = min(_CHUNK, size - at)
             digest.update(read_exactly(descriptor, at, step).data)
             at += step
-        return SourceFile(path.name, size, digest.hexdigest())
+        return SourceFile(told(path.name), size, digest.hexdigest())
     finally:
         os.close(descriptor)

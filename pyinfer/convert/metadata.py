@@ -12,10 +12,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pyinfer.errors import ModelFileError
 
-CONVERTER_VERSION = 2
+CONVERTER_VERSION = 3
 """Goes up when a conversion of the same source would give another file; part of every cache key."""
 
 TOKENIZER_KINDS = ("sentencepiece", "tokenizers", "none")
+
+
+def told(name: str) -> str:
+    """A file's name as text: what in it is no UTF-8 becomes a question mark."""
+    return name.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True)
@@ -76,14 +81,20 @@ class Metadata:
     converter: int = CONVERTER_VERSION
 
     def to_json(self) -> bytes:
-        """The blob: one UTF-8 JSON object."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False).encode()
+        """The blob: one UTF-8 JSON object; ModelFileError where a text is none that UTF-8 can hold."""
+        text = json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        try:
+            return text.encode()
+        except UnicodeEncodeError as error:
+            raise ModelFileError(
+                f"metadata: expected characters that UTF-8 can hold, found {text[error.start]!r}"
+            ) from None
 
     @staticmethod
     def from_json(blob: bytes) -> Metadata:
         """Reads a blob; any missing, unknown or mistyped field is a ModelFileError that names it."""
         try:
-            raw = json.loads(blob)
+            raw = json.loads(blob, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise ModelFileError(
                 f"expected metadata as a JSON object, found {type(error).__name__}: {error}"
@@ -91,6 +102,10 @@ class Metadata:
         metadata: Metadata = _read(Metadata, raw, "metadata")
         _check_ids(metadata)
         return metadata
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name}, which is no number of JSON")
 
 
 def _check_ids(metadata: Metadata) -> None:

@@ -10,6 +10,8 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pyinfer.errors import ModelFileError
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of pieces; GGUF uses the same numbers."""
 SPACE = "\u2581"
@@ -48,7 +50,11 @@ def encode_pieces(pieces: Iterable[Piece]) -> bytes:
     """The `pieces` field alone; put behind a whole ModelProto, it extends that model's vocabulary."""
     out = []
     for piece in pieces:
-        body = _bytes(1, piece.text.encode()) + b"\x15" + struct.pack("<f", piece.score)
+        try:
+            text = piece.text.encode()
+        except UnicodeEncodeError:
+            raise ModelFileError(f"tokens: expected text, found {piece.text!r}"[:200]) from None
+        body = _bytes(1, text) + b"\x15" + struct.pack("<f", piece.score)
         out.append(_bytes(1, body + _number(3, piece.kind)))
     return b"".join(out)
 

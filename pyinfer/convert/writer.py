@@ -29,7 +29,7 @@ from pyinfer import _core, files
 from pyinfer.convert.checkpoint import NO_LAYER, Checkpoint, Spec, Tensor, describe
 from pyinfer.convert.identity import checksum
 from pyinfer.convert.landing import VECTOR, Placement, aligned, chosen_weights, groups, place
-from pyinfer.convert.metadata import Landing, Metadata, Source, SourceFile
+from pyinfer.convert.metadata import Landing, Metadata, Source, SourceFile, told
 from pyinfer.errors import ModelFileError
 
 Progress = Callable[[int, int, str], None]
@@ -364,7 +364,7 @@ def _first_metadata(checkpoint: Checkpoint, places: tuple[Placement, ...], weigh
     known at the end.
     """
     longest = tuple(replace(item, rms_error=-1.2345e-300) for item in _Sums().landings(places))
-    files = tuple(SourceFile(path.name, path.stat().st_size, "0" * 64) for path in checkpoint.files)
+    files = tuple(SourceFile(told(path.name), path.stat().st_size, "0" * 64) for path in checkpoint.files)
     chosen = chosen_weights(checkpoint.kind, weights)
     options = {**checkpoint.options, **({"weights": chosen} if chosen else {})}
     return replace(

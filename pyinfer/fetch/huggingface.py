@@ -36,6 +36,7 @@ _WANTED_FILES = (
     "pytorch_model.bin.index.json",
     "quantize_config.json",
     "quant_config.json",
+    "README.md",
 )
 
 

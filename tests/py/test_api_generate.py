@@ -7,6 +7,7 @@ import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pyinfer import Chunk, Completion, Model, SamplingParams
+from gguf_writer import write_llama
+from pyinfer import Chunk, Completion, Model, SamplingParams, convert, load
 from pyinfer.errors import ContextFullError, MemoryLimitError, RequestError
 
 ONCE = "Once upon a time"
@@ -155,6 +157,21 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_work(stories: Mo
         stories.logits([5] * n)
 
 
+def test_a_model_without_a_tokenizer_answers_in_tokens(tmp_path: Path) -> None:
+    convert.convert(write_llama(tmp_path / "a.gguf"), tmp_path / "a.bin")
+    with load(tmp_path / "a.bin", threads=1, context=32) as model:
+        answer = model.generate([1, 2, 3], max_tokens=4, temperature=0, logprobs=1)
+        assert (answer.text, len(answer.tokens), answer.finish_reason) == ("", 4, "length")
+        best = model.logits([1, 2, 3])[-1].argmax()
+        assert answer.tokens[0] == best
+        with model.session() as session:
+            chunks = list(session.stream([1, 2, 3], max_tokens=4, temperature=0))
+        assert tuple(token for chunk in chunks for token in chunk.tokens) == answer.tokens
+        for call in (lambda: model.generate("a"), lambda: model.generate([1], stop="a")):
+            with pytest.raises(RequestError, match="use token ids"):
+                call()
+
+
 def test_tokens_are_a_prompt_too(stories: Model) -> None:
     ids = stories.tokenizer.encode(ONCE)
     expected = stories.generate(ONCE, temperature=0, max_tokens=9).tokens
@@ -187,6 +204,7 @@ BAD_CALLS: list[tuple[Any, dict[str, Any], str]] = [
     ("x", {"seed": -1}, "^seed: "),
     ("x", {"logit_bias": {512: 1.0}}, "^logit_bias: expected token ids from 0 to 511, found 512"),
     ("x", {"stop": ""}, "^stop: "),
+    ("x", {"stop": "a\ud800"}, "^stop: "),
     ("x", {"stop": [5]}, "^stop: "),
     ("x", {"stop": 5}, "^stop: "),
     ("x", {"processors": [5]}, "^processors: "),

@@ -157,6 +157,14 @@ def test_trimming_templates_keep_control_tokens_text() -> None:
     assert spelled(ids) == ["(<s>)", "<s> x </s>", "(</s>)"]
 
 
+def test_an_input_that_the_template_has_no_place_for_is_refused() -> None:
+    asked = checked_conversation([{"role": "user", "content": "Hi.", "input": "Ho."}])
+    with pytest.raises(RequestError, match=r"^input: expected none"):
+        chat_format(CHATML).tokens(asked)
+    with_place = chat_format("{{ messages[0].content }}{{ messages[0].input }}")
+    assert "".join(spelled(with_place.tokens(asked))) == "Hi.Ho."
+
+
 @pytest.mark.parametrize(
     "template", ["<s>{{ messages[0].content }}", "{{ bos_token }}{{ messages[0].content }}"]
 )

@@ -253,7 +253,8 @@ def test_pull_asks_again_what_a_name_stands_for(repository: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
-        ("config.json model.safetensors README.md tokenizer.json", "config.json tokenizer.json model.safetensors"),
+        ("config.json model.safetensors README.md tokenizer.json",
+         "config.json tokenizer.json README.md model.safetensors"),
         ("config.json model-1.safetensors model-2.safetensors consolidated.safetensors original/model.safetensors",
          "config.json model-1.safetensors model-2.safetensors"),
         ("config.json model.safetensors m.gguf", "config.json model.safetensors"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinfer.convert.checkpoint import Spec
+from pyinfer.convert.checkpoint import LIMITS, Spec
 from pyinfer.convert.families import rope
 from pyinfer.convert.families.rope import Rope
 from pyinfer.errors import ModelFileError, UnsupportedError
@@ -44,14 +44,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Settings that are accepted only where they change nothing, unless a family says that it handles them."""
 
 
+LEAST, MOST = 1e-30, 1e30
+
+
 def factor_of(key: str, value: Any) -> float:
-    """A finite number above 0."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not (math.isfinite(value) and value > 0)
-    ):
-        raise ModelFileError(f"{key}: expected a finite number above 0, found {value!r}")
+    """A number above 0, of a size that leaves room to reckon with it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST <= value <= MOST:
+        raise ModelFileError(f"{key}: expected a number from {LEAST:g} to {MOST:g}, found {value!r}"[:200])
     return float(value)
 
 
@@ -77,12 +76,20 @@ class Config:
         """An integer; without a default it must be there."""
         value = self.values.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ModelFileError(f"{key}: expected an integer, found {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not abs(value) < 1 << 31:
+            raise ModelFileError(f"{key}: expected an integer below 2^31, found {value!r}"[:200])
+        return value
+
+    def n_layers(self) -> int:
+        """Layers, within what a specification may have: what follows makes lists of them."""
+        low, high = LIMITS["n_layers"]
+        value = self.integer("num_hidden_layers")
+        if not low <= value <= high:
+            raise ModelFileError(f"num_hidden_layers: expected {low} to {high}, found {value}")
         return value
 
     def number(self, key: str, default: float) -> float:
-        """A finite number above 0."""
+        """What `factor_of` takes."""
         value = self.values.get(key)
         return default if value is None else factor_of(key, value)
 
@@ -113,7 +120,7 @@ class Config:
         if head_dim < 2:
             raise ModelFileError(f"head_dim: expected 2 or more, found {head_dim}")
         return Spec(
-            n_layers=self.integer("num_hidden_layers"),
+            n_layers=self.n_layers(),
             dim=dim,
             n_heads=n_heads,
             n_kv_heads=self.integer("num_key_value_heads", n_heads),
@@ -145,9 +152,9 @@ class Config:
         """The fields `window` and `windowed`: by layer_types, else by the family's rule, where there is a
         window at all.
         """
-        n_layers, types = self.integer("num_hidden_layers"), self.values.get("layer_types")
+        n_layers, types = self.n_layers(), self.values.get("layer_types")
         if types is None:
-            layers = tuple(filter(is_windowed, range(max(n_layers, 0))))
+            layers = tuple(filter(is_windowed, range(n_layers)))
         else:
             layers = tuple(
                 i for i, kind in enumerate(self._layer_types(types, n_layers)) if kind == "sliding_attention"
@@ -237,12 +244,12 @@ class _Scaling:
         kind = self.settings.get("rope_type", self.settings.get("type", "default"))
         if kind == "su" or (kind == "yarn" and "long_factor" in self.settings):
             kind = "longrope"  # its names before it had one
-        if kind not in _SCALINGS:
+        if not isinstance(kind, str) or kind not in _SCALINGS:
             raise UnsupportedError(f"rope_scaling: expected the type {', '.join(_SCALINGS)}, found {kind!r}")
         for key in self.settings:
             if key not in _COMMON and key not in _SCALINGS[kind]:
                 raise UnsupportedError(f"rope_scaling.{key}: this setting of {kind} is not supported")
-        return str(kind)
+        return kind
 
     def _factor(self, name: str, default: float | None = None) -> float:
         value = self.settings.get(name)
@@ -255,10 +262,10 @@ class _Scaling:
         inner = self.settings.get("original_max_position_embeddings")
         value = self.config.values.get("original_max_position_embeddings") if inner is None else inner
         if value is None:
-            return self.spec.context
-        if isinstance(value, bool) or not isinstance(value, int) or value < 2:
+            value = self.spec.context
+        if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value < 1 << 31:
             raise ModelFileError(
-                f"original_max_position_embeddings: expected an integer above 1, found {value!r}"
+                f"original_max_position_embeddings: expected an integer from 2 to 2^31, found {value!r}"[:200]
             )
         return value
 

@@ -170,9 +170,11 @@ class Settings:
 
     def _yarn(self, spec: Spec, theta: float, attn_factor: float) -> Rope:
         factor = factor_of(f"{self.prefix}rope.scaling.factor", self.number("rope.scaling.factor"))
-        shape = rope.YarnShape(
-            self.number("rope.scaling.yarn_beta_fast", 32.0), self.number("rope.scaling.yarn_beta_slow", 1.0)
+        fast, slow = (
+            factor_of(f"{self.prefix}rope.scaling.{name}", self.number(f"rope.scaling.{name}", usual))
+            for name, usual in (("yarn_beta_fast", 32.0), ("yarn_beta_slow", 1.0))
         )
+        shape = rope.YarnShape(fast, slow)
         stretched = rope.yarn(spec.rope_dim, theta, factor, self._original(spec), None, shape)
         return Rope(stretched.usual, stretched.magnitude * attn_factor, context=stretched.context)
 

@@ -36,7 +36,7 @@ def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) ->
 
 def _unrotated(config: Config) -> tuple[int, ...]:
     """Layers with a 0 in no_rope_layers; by default every no_rope_layer_interval-th."""
-    n_layers, listed = config.integer("num_hidden_layers"), config.values.get("no_rope_layers")
+    n_layers, listed = config.n_layers(), config.values.get("no_rope_layers")
     if listed is None:
         interval = config.integer("no_rope_layer_interval", INTERVAL)
         return _every(interval, n_layers)

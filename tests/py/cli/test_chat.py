@@ -114,7 +114,10 @@ def test_what_save_did_not_write_is_refused(
     assert talk.session.messages == before
 
 
-@pytest.mark.parametrize("line", ["/nonsense", "/save", "/load", "/save /proc/nothing/here"])
+@pytest.mark.parametrize(
+    "line",
+    ["/nonsense", "/save", "/load", "/save /proc/nothing/here", "/save ~nobody-at-all/x", "/load a\0b"],
+)
 def test_mistakes_are_said_and_the_chat_goes_on(
     line: str, talk: Chat, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -188,6 +188,30 @@ def test_what_cannot_be_honoured_is_one_line(
     assert done.stderr.count("\n") == 1
 
 
+def test_an_empty_system_message_is_one(run, tiny_model_bin: Path, tiny_chat: pyinfer.Model) -> None:
+    told = [{"role": "system", "content": ""}, {"role": "user", "content": "the"}]
+    done = run("run", tiny_model_bin, "the", "--system", "", "--greedy", "-n", 4, "--stats")
+    assert (done.returncode, f"{len(tiny_chat.chat_tokens(told))} tokens" in done.stderr) == (0, True), (
+        done.stderr
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode here")
+def test_names_of_files_need_not_be_utf8(run, own_cache: Path, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    gguf_writer.write_llama(folder / "a.gguf", gguf_writer.TinyLlama(n_vocab=300), tokenizer="spm")
+    first = run("run", folder / "a.gguf", "the", "--raw", "--greedy", "-n", 4)
+    assert (first.returncode, first.stderr) == (0, "")
+    converted = run("convert", folder / "a.gguf", folder / "a.bin")
+    assert converted.returncode == 0, converted.stderr
+    for verb in ("info", "run"):
+        done = run(verb, folder / "a.bin", *(("the", "--raw", "--greedy", "-n", 4) if verb == "run" else ()))
+        assert done.returncode == 0, done.stderr
+    assert done.stdout == first.stdout
+    assert run("list").returncode == 0
+
+
 def test_no_prompt_at_all_is_one_line(run, stories_model_bin: Path) -> None:
     done = run("run", stories_model_bin)
     assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from dataclasses import replace
@@ -25,7 +26,7 @@ from huggingface_writer import (
 )
 from pyinfer import _core, convert
 from pyinfer.convert.sentencepiece_model import Piece, encode_model
-from pyinfer.errors import ModelFileError, UnsupportedError
+from pyinfer.errors import ModelFileError, RequestError, UnsupportedError
 from pyinfer.tokenizer import Tokenizer
 
 
@@ -87,6 +88,14 @@ def test_index_must_not_leave_the_folder(name: str, tmp_path: Path) -> None:
         convert.open_source(source)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
+    source = folder(tmp_path / "hf")
+    write_json(source / "model.safetensors.index.json", {"weight_map": {"x": name}})
+    with pytest.raises(ModelFileError, match="makes sense"):
+        convert.open_source(source)
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -137,6 +146,20 @@ def test_index_must_not_leave_the_folder(name: str, tmp_path: Path) -> None:
         ({"vocab_size": "absent"}, "vocab_size"),
         ({"head_dim": 1}, "head_dim"),
         ({"rms_norm_eps": math.inf}, "rms_norm_eps"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"rope_theta": 10**400}, "rope_theta"),
+        ({"hidden_size": 10**400, "num_attention_heads": 1}, "hidden_size"),
+        ({"rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, "expected the type"),
+        ({"rope_scaling": {"type": {}, "factor": 2.0}}, "expected the type"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 1e308}}, "factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 1e-320}}, "beta_fast"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 1e308}}, "factor"),
+        ({"rope_scaling": {"rope_type": "yarn"}, "max_position_embeddings": 0}, "original_max_position"),
+        (
+            {"architectures": ["MistralForCausalLM"], "num_hidden_layers": 10**9, "sliding_window": 4},
+            "1 to 1024",
+        ),
+        ({"architectures": ["SmolLM3ForCausalLM"], "num_hidden_layers": 10**9}, "1 to 1024"),
     ],
 )
 def test_settings_that_cannot_be_honoured(changes: dict[str, Any], word: str, tmp_path: Path) -> None:
@@ -243,6 +266,94 @@ def test_broken_json_is_refused(name: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=str(source)) as caught:
         convert.open_source(source)
     assert "\n" not in str(caught.value)
+
+
+def _with_tokenizer(path: Path, **changes: Any) -> Tokenizer:
+    source = folder(path)
+    tokenizer_json(source / "tokenizer.json")
+    changed = json.loads((source / "tokenizer.json").read_text())
+    write_json(source / "tokenizer.json", changed | changes)
+    convert.convert(source, path / "out.bin")
+    return Tokenizer.open(_core.ModelFile(str(path / "out.bin")))
+
+
+def test_lengths_of_training_do_not_cut_or_fill_a_text(tmp_path: Path) -> None:
+    text = "the quick brown fox jumps over"
+    cut = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    filled = {
+        "strategy": {"Fixed": 50}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 5, "pad_type_id": 0,
+        "pad_token": "&",
+    }  # fmt: skip
+    expected = _with_tokenizer(tmp_path / "plain").encode(text)
+    assert 8 < len(expected) < 50
+    assert _with_tokenizer(tmp_path / "cut", truncation=cut).encode(text) == expected
+    assert _with_tokenizer(tmp_path / "filled", padding=filled).encode(text) == expected
+
+
+def _tiny_bpe(**settings: Any) -> dict[str, Any]:
+    """A model of a few letters, without bytes."""
+    pieces = ["<unk>", "\u2581", "t", "h", "e", "\u2581t", "he", "\u2581the"]
+    merges = [["\u2581", "t"], ["h", "e"], ["\u2581t", "he"]]
+    spelling = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": False, "merges": merges,
+        "vocab": {piece: i for i, piece in enumerate(pieces)}, **settings,
+    }  # fmt: skip
+    return {
+        "added_tokens": [],
+        "pre_tokenizer": spelling,
+        "decoder": spelling,
+        "model": model,
+        "post_processor": None,
+    }
+
+
+def test_merges_are_not_dropped_by_chance(tmp_path: Path) -> None:
+    tokenizer = _with_tokenizer(tmp_path, **_tiny_bpe(dropout=0.5, unk_token="<unk>"))
+    assert all(tokenizer.encode("the the the") == [7, 7, 7] for _ in range(20))
+
+
+def test_letters_that_a_vocabulary_without_the_unknown_lacks(tmp_path: Path) -> None:
+    known = _with_tokenizer(tmp_path / "known", **_tiny_bpe(unk_token="<unk>"))
+    assert 0 in known.encode("the \u00e9")
+    lacking = _with_tokenizer(tmp_path / "lacking", **_tiny_bpe())
+    assert lacking.encode("the the") == [7, 7]
+    with pytest.raises(RequestError, match=r"found U\+00E9"):
+        lacking.encode("the \u00e9")
+
+
+@pytest.mark.parametrize(
+    ("added", "listed"),
+    [
+        ({"<a>": [300]}, {}),
+        ({"<a>": "300"}, {}),
+        ({"<a\ud800>": 300}, {}),
+        ({}, {"9" * 5000: {"content": "<a>"}}),
+        ({}, {"300": {"content": "<\ud800>"}}),
+    ],
+)
+def test_added_tokens_that_are_none(added: dict[str, Any], listed: dict[str, Any], tmp_path: Path) -> None:
+    source, gguf = folder(tmp_path / "hf"), write_llama(tmp_path / "a.gguf", SHAPE, tokenizer="spm")
+    (source / "tokenizer.model").write_bytes(convert.open_source(gguf).tokenizer.blob)
+    write_json(source / "added_tokens.json", added)
+    write_json(source / "tokenizer_config.json", {"added_tokens_decoder": listed})
+    with pytest.raises(ModelFileError, match="token"):
+        convert.open_source(source)
+
+
+def test_a_folder_of_the_hubs_cache_is_called_as_its_repository(tmp_path: Path) -> None:
+    snapshots = tmp_path / "models--org--tiny-1B" / "snapshots"
+    snapshots.mkdir(parents=True)
+    source = folder(snapshots / ("c0" * 20))
+    assert convert.open_source(source).name == "tiny-1B"
+
+
+def test_templates_by_names_that_are_none(tmp_path: Path) -> None:
+    source = folder(tmp_path / "hf")
+    named = [{"name": [], "template": "x"}, {"name": "default", "template": "D"}]
+    write_json(source / "tokenizer_config.json", {"chat_template": named})
+    assert convert.open_source(source).chat_template == "D"
 
 
 def test_tokenizer_json_with_its_settings(tmp_path: Path) -> None:
