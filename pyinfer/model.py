@@ -305,11 +305,9 @@ class Model(Answering):
         self.close()
 
     def __repr__(self) -> str:
-        state = (
-            "closed"
-            if self.closed
-            else f"{self.threads} threads, {self.isa}, {self.context} tokens of context"
-        )
+        engine, state = self._engine, "closed"
+        if engine is not None:
+            state = f"{engine.threads} threads, {engine.isa}, {self.context} tokens of context"
         return f"<pyinfer.Model {self.name}: {state}>"
 
     # Requests: what a caller asks for, checked before any work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import sys
@@ -24,8 +25,9 @@ def note(text: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """One JSON document on standard output, with escapes where it takes no UTF-8."""
+    plain_ascii = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=plain_ascii, allow_nan=False) + "\n")
 
 
 def size(count: float) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
+import sys
 
 import pytest
 
@@ -86,3 +88,13 @@ def test_a_pipe_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_a_name_is_shown_as_it_is() -> None:
     assert "[bold]name[/bold]" in shown("[bold]name[/bold]")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_json_is_whole_in_every_encoding(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding, errors="replace"))
+    terminal.print_json({"text": "\u65e5 caf\u00e9"})
+    sys.stdout.flush()
+    assert json.loads(raw.getvalue()) == {"text": "\u65e5 caf\u00e9"}
+    assert (b"\\u" in raw.getvalue()) == (encoding != "utf-8")
