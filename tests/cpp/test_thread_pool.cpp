@@ -101,25 +101,6 @@ TEST(thread_pool, numbers_of_threads_have_limits) {
 }
 
 #if !defined(_WIN32)
-// Also where another pool has been made meanwhile, whose threads may have got the numbers of those that are gone.
-TEST(thread_pool, a_fork_may_have_a_pool_of_its_own) {
-  auto pool = std::make_unique<ThreadPool>(3);
-  CHECK_EQUAL(misses(*pool, 10, 1), 0);
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::alarm(5);
-    auto own = std::make_unique<ThreadPool>(3);
-    const int before = misses(*own, 10, 1);
-    pool.reset();
-    const int after = misses(*own, 10, 1);
-    own.reset();
-    ::_exit(before + after);
-  }
-  int status = -1;
-  ::waitpid(child, &status, 0);
-  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-}
-
 // The child of a fork knows that its threads are gone, and gets rid of the pool without waiting for them.
 TEST(thread_pool, a_fork_is_told_apart_and_does_not_hang) {
   for (const bool asleep : {false, true}) {

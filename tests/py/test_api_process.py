@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -212,6 +213,24 @@ def test_a_fork_gets_an_error(stories_model_bin: Path, n_threads: int) -> None:
 
     assert in_fork(work) == 0
     stream.close()
+    assert model.generate(ONCE, temperature=0, max_tokens=5).tokens == tokens
+    model.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_may_have_a_model_of_its_own(stories_model_bin: Path) -> None:
+    """Its threads may have got the numbers of the parent's, which do not exist there."""
+    model = load(stories_model_bin, threads=3)
+    tokens = model.generate(ONCE, temperature=0, max_tokens=5).tokens
+
+    def work() -> bool:
+        with load(stories_model_bin, threads=3) as own:
+            before = own.generate(ONCE, temperature=0, max_tokens=5).tokens
+            model.close()
+            gc.collect()
+            return before == own.generate(ONCE, temperature=0, max_tokens=5).tokens == tokens
+
+    assert in_fork(work) == 0
     assert model.generate(ONCE, temperature=0, max_tokens=5).tokens == tokens
     model.close()
 
