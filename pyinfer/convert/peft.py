@@ -330,10 +330,11 @@ def _is_saved(path: str, role: str, config: PeftConfig) -> bool:
 
 
 def _token_rows(path: str, tensor: RawTensor, config: PeftConfig) -> Replaced:
-    """The rows of single tokens."""
+    """The rows of single tokens; a head that is not named has those of the embedding, with which it was one."""
     place = _end(path, tensor)
     named = config.token_rows or {}
-    rows = next((rows for name, rows in named.items() if _is_in(path, name)), config.listed_rows)
+    ends = (path, _ENDS["embedding"])
+    rows = next((rows for end in ends for name, rows in named.items() if _is_in(end, name)), None)
     values = as_float(read_values(tensor))
     if rows is None or values.ndim != 2 or len(values) != len(rows):
         raise ModelFileError(

@@ -65,7 +65,6 @@ class PeftConfig:
     saved: tuple[str, ...] = ()
     tied: bool = False
     token_rows: Mapping[str, tuple[int, ...]] | None = None
-    listed_rows: tuple[int, ...] | None = None
     qalora_group: int | None = None
     invocation: tuple[int, ...] = ()
     base: str | None = None
@@ -96,8 +95,6 @@ def read_config(values: Mapping[str, Any]) -> PeftConfig:
             continue
         why = _REFUSED.get(name, "this setting is not supported")
         raise UnsupportedError(f"{name}: expected none, found {value!r}"[:160] + f"; {why}")
-    trained = values.get("trainable_token_indices")
-    token_rows = _token_rows(trained)
     config = PeftConfig(
         rank=_rank("r", values.get("r", 8)),
         alpha=_number("lora_alpha", values.get("lora_alpha", 8)),
@@ -111,8 +108,7 @@ def read_config(values: Mapping[str, Any]) -> PeftConfig:
         dora=_flag(values, "use_dora"),
         saved=_strings("modules_to_save", values.get("modules_to_save")),
         tied=_flag(values, "ensure_weight_tying"),
-        token_rows=token_rows,
-        listed_rows=token_rows["embed_tokens"] if token_rows and isinstance(trained, list) else None,
+        token_rows=_token_rows(values.get("trainable_token_indices")),
         qalora_group=_qalora_group(values),
         invocation=_invocation(values.get("alora_invocation_tokens")),
         base=values["base_model_name_or_path"]
@@ -249,9 +245,7 @@ def _invocation(value: object) -> tuple[int, ...]:
 
 
 def _token_rows(value: object) -> Mapping[str, tuple[int, ...]] | None:
-    """The rows of each end of the model that were trained; a plain list means those of the embedding, and of the head
-    where both are one tensor.
-    """
+    """The rows of each end of the model that were trained; a plain list means those of the embedding."""
     if not value:
         return None
     named = value if isinstance(value, dict) else {"embed_tokens": value}

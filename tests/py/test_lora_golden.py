@@ -116,6 +116,19 @@ def test_a_larger_vocabulary_is_merged(name: str, from_model_file: bool, base: M
         assert kl(case.peft.astype(np.float64), model.logits(case.tokens)).mean() <= MOST_KL
 
 
+def test_trained_tokens_of_the_embedding_by_name_are_the_tied_heads_too(tmp_path: Path) -> None:
+    """PEFT writes the rows of both ends then, as it does for a plain list."""
+    rows = {"embed_tokens": [5, 96, 100]}
+    by_name = Adapter.load(edited("tied_grown_tokens", tmp_path, trainable_token_indices=rows)).source
+    by_list = Adapter.load(FOLDER / "tied_grown_tokens").source
+    assert [(item.role, item.trained) for item in by_name.replaced] == [
+        ("head", (5, 96, 100)),
+        ("embedding", (5, 96, 100)),
+    ]
+    for ours, expected in zip(by_name.replaced, by_list.replaced, strict=True):
+        assert np.array_equal(ours.values, expected.values)
+
+
 @pytest.mark.parametrize("weights", ["q4", "q8", "f16"])
 def test_a_larger_vocabulary_on_a_quantised_base(weights: str, base: Made, tmp_path: Path) -> None:
     """Rows of new tokens are those of the adapter, whatever the format of the base."""
