@@ -118,9 +118,8 @@ def add(
             make(path)
             note = {"name": name, "source": source, "created": _now()}
             text = json.dumps(note, ensure_ascii=False) + "\n"
-            write_whole(
-                path.with_suffix(".json"), text.encode("utf-8", "replace")
-            )  # names of files may be no UTF-8
+            # names of files may be no UTF-8
+            write_whole(path.with_suffix(".json"), text.encode("utf-8", "replace"))
     return path
 
 

@@ -80,7 +80,7 @@ def convert_merged(
     stack = stacked(weighted, base.spec, base_values(base), base.architecture)
     stack.require_mergeable()
     made = merge(base, stack, weights=weights, into=into)
-    files = dict.fromkeys(file.path for adapter, _ in weighted for file in adapter.source.files)
+    files = dict.fromkeys(path for adapter, _ in weighted for path in adapter.source.paths)
     options = {**base.options, "adapters": described(weighted)}
     made = replace(made, checkpoint=replace(made.checkpoint, files=(*base.files, *files), options=options))
     write_model(made.checkpoint, Path(output), weights, progress)
@@ -133,7 +133,5 @@ def _source(name_or_path: str | Path, progress: Progress | None) -> Iterator[Pat
 def _key(path: Path, weighted: Weighted, into: Into | None) -> str:
     _require_unchanged(weighted)
     base = key_of([path], None) if hub.is_model_file(path) else convert.content_key(path)
-    stack = [
-        (key_of((file.path for file in adapter.source.files), None), weight) for adapter, weight in weighted
-    ]
+    stack = [(key_of(adapter.source.paths, None), weight) for adapter, weight in weighted]
     return hashlib.sha256(json.dumps([base, stack, into]).encode()).hexdigest()[:32]

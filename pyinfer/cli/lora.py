@@ -178,8 +178,12 @@ def _check(weighted: Weighted, options: argparse.Namespace) -> int:
         numbers = ("not possible", one.refused) if one.refused else (f"{one.kl:.1e}", f"{one.logits:.1e}")
         rows.append((one.way, *numbers))
     print(terminal.table(rows))
-    differ = f"they differ: expected a divergence of at most {checking.MOST_KL:g}"
-    print("they agree" if good else differ if compared else "nothing could be compared")
+    verdicts = {
+        True: "they agree",
+        False: f"they differ: expected a divergence of at most {checking.MOST_KL:g}",
+        None: "nothing could be compared",
+    }
+    print(verdicts[good])
     return 0 if good else 1
 
 

@@ -106,10 +106,9 @@ def open_source(path: str | os.PathLike[str]) -> Checkpoint:
         except ModelFileError:
             raise
         except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            found = f"{type(error).__name__}: {error}"
             raise ModelFileError(
-                f"expected a checkpoint that makes sense, found one with which {type(error).__name__}: {error}"[
-                    :300
-                ]
+                f"expected a checkpoint that makes sense, found one with which {found[:200]}"
             ) from error
     return checkpoint
 

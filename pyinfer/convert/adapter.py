@@ -103,6 +103,11 @@ class AdapterSource:
     facts: Mapping[str, str] = field(default_factory=dict)  # what a person may want to know of it
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """Its files."""
+        return tuple(file.path for file in self.files)
+
+    @property
     def unchanged(self) -> bool:
         """Whether its files are those that were read."""
         return all(file.unchanged for file in self.files)

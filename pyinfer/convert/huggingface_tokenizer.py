@@ -173,9 +173,7 @@ def _added_tokens(folder: Path, settings: Json, size: int) -> list[Piece]:
     """Tokens that the directory adds to the model's own, in order of their ids, which must follow on."""
     added = optional_json(folder / "added_tokens.json")
     if not all(type(i) is int for i in added.values()):
-        raise ModelFileError(
-            f"added tokens: expected ids from {size} on without gaps, found {list(added.values())[:8]}"[:200]
-        )
+        raise _gaps(size, list(added.values()))
     kinds = {i: (text, USER_DEFINED) for text, i in added.items()}
     listed = settings.get("added_tokens_decoder") or {}
     if not isinstance(listed, dict):
@@ -191,5 +189,9 @@ def _added_tokens(folder: Path, settings: Json, size: int) -> list[Piece]:
         kinds[int(number)] = (token["content"], CONTROL if token.get("special") is True else USER_DEFINED)
     later = [i for i in kinds if i >= size]
     if len(set(added.values())) != len(added) or set(later) != set(range(size, size + len(later))):
-        raise ModelFileError(f"added tokens: expected ids from {size} on without gaps, found {later[:8]}")
+        raise _gaps(size, later)
     return [Piece(kinds[i][0], 0.0, kinds[i][1]) for i in range(size, size + len(later))]
+
+
+def _gaps(size: int, found: list[Any]) -> ModelFileError:
+    return ModelFileError(f"added tokens: expected ids from {size} on without gaps, found {found[:8]}"[:200])
