@@ -158,7 +158,7 @@ EMBEDDING, HEAD = "base_model.model.model.embed_tokens", "base_model.model.lm_he
 TRAINED = ".token_adapter.trainable_tokens_delta"
 
 
-def test_a_shared_tensor_that_was_saved_counts_at_both_ends(tmp_path: Path, stories: Model) -> None:
+def test_a_shared_tensor_that_was_saved_counts_at_both_ends(tmp_path: Path, stories_model_bin: Path) -> None:
     rng = np.random.default_rng(3)
     table = rng.normal(0, 0.1, (512, 64)).astype(np.float32)
     both = {f"{EMBEDDING}.weight": table, f"{HEAD}.weight": table}
@@ -167,17 +167,19 @@ def test_a_shared_tensor_that_was_saved_counts_at_both_ends(tmp_path: Path, stor
     alone = lw.write(tmp_path / "alone", config, lw.tensors() | {f"{EMBEDDING}.weight": table})
     named_both = lw.settings(modules_to_save=["embed_tokens", "lm_head"])
     apart = lw.write(tmp_path / "apart", named_both, lw.tensors() | both)
-    expected = stories.logits([1, 403, 7], adapters=[apart])
-    for folder in (whole, alone):
-        assert np.array_equal(stories.logits([1, 403, 7], adapters=[folder]), expected)
+    with load(stories_model_bin, threads=1) as model:
+        expected = model.logits([1, 403, 7], adapters=[apart])
+        for folder in (whole, alone):
+            assert np.array_equal(model.logits([1, 403, 7], adapters=[folder]), expected)
 
 
-def test_trained_tokens_of_each_end_are_needed(tmp_path: Path, stories: Model) -> None:
+def test_trained_tokens_of_each_end_are_needed(tmp_path: Path, stories_model_bin: Path) -> None:
     rows = {f"{EMBEDDING}{TRAINED}": np.ones((2, 64), np.float32)}
     shared = lw.settings(trainable_token_indices={"embed_tokens": [5, 9], "lm_head": [5, 9]})
     folder = lw.write(tmp_path / "shared", shared, lw.tensors() | rows)
     assert [item.only_tied for item in Adapter.load(folder).source.replaced] == [True]
-    stories.logits([1], adapters=[folder])
+    with load(stories_model_bin, threads=1) as model:
+        model.logits([1], adapters=[folder])
     apart = lw.settings(trainable_token_indices={"embed_tokens": [5, 9], "lm_head": [5, 8]})
     with pytest.raises(ModelFileError, match="trained rows of 'lm_head', found none"):
         Adapter.load(lw.write(tmp_path / "apart", apart, lw.tensors() | rows))
