@@ -318,21 +318,37 @@ PYINFER_INLINE size_t f32_short_tiles(const MatmulArgs& args, size_t first) {
   return first;
 }
 
+// The product of R rows of a float panel, from row `first` on. Field by field: a copy as a whole would read in one piece what the caller has
+// just written in many, and wait until all of it has left the store buffer.
+template <int R>
+PYINFER_INLINE MatmulArgs float_rows(const MatmulArgs& args, int first) {
+  return {args.tiles,
+          args.n_tiles,
+          args.tile_bytes,
+          args.n_groups,
+          args.panel + (size_t)first * args.panel_stride * sizeof(float),
+          args.panel_stride,
+          R,
+          args.out + (size_t)first * args.out_stride,
+          args.out_stride,
+          args.accumulate};
+}
+
 // Functions that are not inlined have the registers to themselves; copies of what they are given can stay there, while the original might be
 // written over by results. (Of the integer kernel a copy takes registers that it has not got.)
 template <class Format, int R>
-__attribute__((noinline)) void f32_short(const MatmulArgs& given) {
+__attribute__((noinline)) void f32_short(const MatmulArgs& given, int first) {
   constexpr int S = float_strips<R>(), T = kSumsAtOnce<Format, R, S>;
-  const MatmulArgs args = given;
+  const MatmulArgs args = float_rows<R>(given, first);
   const size_t done = f32_short_tiles<Format, R, S, T>(args, 0);
   if constexpr (T > 1) f32_short_tiles<Format, R, S, 1>(args, done);
 }
 
 template <class Format, int R>
-__attribute__((noinline)) void f32_long(const MatmulArgs& given) {
+__attribute__((noinline)) void f32_long(const MatmulArgs& given, int first) {
   constexpr int S = float_strips<R>(), T = kSumsAtOnce<Format, R, S>;
   constexpr size_t kGroups = kSumGroups<Format>;
-  const MatmulArgs args = given;
+  const MatmulArgs args = float_rows<R>(given, first);
   for (size_t t = 0; t < args.n_tiles; ++t) {
     const auto* groups = (const typename Format::Group*)(args.tiles + t * args.tile_bytes);
     for (int strip = 0; strip < kStrips; strip += S) {
@@ -352,9 +368,9 @@ __attribute__((noinline)) void f32_long(const MatmulArgs& given) {
   }
 }
 
-// A panel of exactly R rows.
+// R rows of a panel: all of it, or of floats those from row `first` on.
 template <class Format, bool kInt8, int R>
-void matmul_rows(const MatmulArgs& args) {
+void matmul_rows(const MatmulArgs& args, int first) {
   if constexpr (kInt8) {
     if (args.scale_blocks == 1) {
       int8_rows<Format, R, 1>(args);
@@ -362,39 +378,34 @@ void matmul_rows(const MatmulArgs& args) {
       int8_rows<Format, R, 2>(args);
     }
   } else if (args.n_groups <= kSumGroups<Format>) {
-    f32_short<Format, R>(args);
+    f32_short<Format, R>(args, first);
   } else {
-    f32_long<Format, R>(args);
+    f32_long<Format, R>(args, first);
   }
 }
 
 // Calls matmul_rows with the number of rows as a constant: 1 … R.
 template <class Format, bool kInt8, int R>
-void matmul_dispatch(const MatmulArgs& args) {
+void matmul_dispatch(const MatmulArgs& args, int first, int n) {
   if constexpr (R == 1) {
-    matmul_rows<Format, kInt8, 1>(args);
-  } else if (args.n_rows == R) {
-    matmul_rows<Format, kInt8, R>(args);
+    matmul_rows<Format, kInt8, 1>(args, first);
+  } else if (n == R) {
+    matmul_rows<Format, kInt8, R>(args, first);
   } else {
-    matmul_dispatch<Format, kInt8, R - 1>(args);
+    matmul_dispatch<Format, kInt8, R - 1>(args, first, n);
   }
 }
 
 // kFloatRows rows at a time: with more, sums leave the registers.
 template <class Format>
 void matmul_f32(const MatmulArgs& args) {
-  MatmulArgs some = args;
-  for (int r = 0; r < args.n_rows; r += kFloatRows) {
-    some.n_rows = args.n_rows - r < kFloatRows ? args.n_rows - r : kFloatRows;
-    some.panel = args.panel + (size_t)r * args.panel_stride * sizeof(float);
-    some.out = args.out + (size_t)r * args.out_stride;
-    matmul_dispatch<Format, false, kFloatRows>(some);
-  }
+  for (int r = 0; r < args.n_rows; r += kFloatRows)
+    matmul_dispatch<Format, false, kFloatRows>(args, r, args.n_rows - r < kFloatRows ? args.n_rows - r : kFloatRows);
 }
 
 template <class Format>
 void matmul_int8(const MatmulArgs& args) {
-  matmul_dispatch<Format, true, kPanelRows>(args);
+  matmul_dispatch<Format, true, kPanelRows>(args, 0, args.n_rows);
 }
 
 // Float formats multiply float activations only.
