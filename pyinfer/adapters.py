@@ -16,6 +16,7 @@ import numpy as np
 
 from pyinfer.convert import gguf_adapter, peft
 from pyinfer.convert.adapter import AdapterSource
+from pyinfer.convert.checkpoint import in_file, sensible
 from pyinfer.errors import ModelFileError, RequestError
 
 __all__ = ["Adapter", "AdapterLike", "Adapters", "Weighted", "open_adapter"]
@@ -76,10 +77,11 @@ Weighted: TypeAlias = tuple[tuple[Adapter, float], ...]
 
 def open_adapter(path: Path) -> AdapterSource:
     """Reads an adapter of any kind; raises as `Adapter.load` does."""
-    if peft.looks_like(path):
-        return peft.open_peft(path)
-    if gguf_adapter.looks_like(path):
-        return gguf_adapter.open_gguf_adapter(path)
+    with in_file(path), sensible("an adapter"):
+        if peft.looks_like(path):
+            return peft.open_peft(path)
+        if gguf_adapter.looks_like(path):
+            return gguf_adapter.open_gguf_adapter(path)
     wanted = f"a folder with {peft.CONFIG} or a GGUF adapter"
     if not path.exists():
         raise ModelFileError(f"{path}: expected {wanted}, found no such file or folder")

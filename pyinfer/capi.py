@@ -350,10 +350,13 @@ class _Arrays:
         self._kept: list[Any] = []
 
     def module(self, one: dict[str, Any]) -> dict[str, Any]:
-        views = {name: self._view(one.get(name), name) for name in ("a", "b", "scale", "gain", "bias")}
+        arrays = ("a", "b", "scale", "gain", "bias")
+        _check_keys("module", one, ("role", "layer"), arrays)
+        views = {name: self._view(one.get(name), name) for name in arrays}
         return {**self._place(one), **views}
 
     def replaced(self, one: dict[str, Any]) -> dict[str, Any]:
+        _check_keys("replaced", one, ("role", "layer", "values"), ("format",))
         values = self._view(one["values"], one["role"])
         return {
             **self._place(one),
@@ -382,6 +385,16 @@ class _Arrays:
         rows, cols = array.shape if array.ndim == 2 else (1, array.size)
         data = self._of.ffi.from_buffer(array)
         return {"data": data, "rows": rows, "cols": cols, "type": _TYPES[array.dtype], "reserved": 0}
+
+
+def _check_keys(what: str, given: dict[str, Any], required: Sequence[str], others: Sequence[str]) -> None:
+    """Raises RequestError unless the keys that must be there are, and no others but these."""
+    for key in required:
+        if key not in given:
+            raise errors.RequestError(f"{what}: expected the key {key}, found none")
+    for key in given:
+        if key not in (*required, *others):
+            raise errors.RequestError(f"{what}: expected keys of _core.pyi, found {key}")
 
 
 class Session(_Handle):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pyinfer import _core
 from pyinfer.convert import gguf_model, huggingface, llama2c, meta
-from pyinfer.convert.checkpoint import Checkpoint, Spec, in_file
+from pyinfer.convert.checkpoint import Checkpoint, Spec, in_file, sensible
 from pyinfer.convert.delta import NewRows, applied
 from pyinfer.convert.identity import key_of
 from pyinfer.convert.landing import Group, groups, place
@@ -99,17 +99,9 @@ def open_source(path: str | os.PathLike[str]) -> Checkpoint:
         OSError: the system refuses to read it.
     """
     path = Path(path)
-    with in_file(path):
-        try:
-            checkpoint = _reader(path).open(path)
-            _check_tokenizer(checkpoint)
-        except ModelFileError:
-            raise
-        except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            found = f"{type(error).__name__}: {error}"
-            raise ModelFileError(
-                f"expected a checkpoint that makes sense, found one with which {found[:200]}"
-            ) from error
+    with in_file(path), sensible("a checkpoint"):
+        checkpoint = _reader(path).open(path)
+        _check_tokenizer(checkpoint)
     return checkpoint
 
 

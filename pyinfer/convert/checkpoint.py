@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pyinfer import _core, files
 from pyinfer.convert.metadata import Metadata, told
-from pyinfer.errors import ModelFileError, UnsupportedError
+from pyinfer.errors import ModelFileError, PyinferError, UnsupportedError
 
 ReadRows = Callable[[int, int], NDArray[np.uint8]]
 """read(start, stop) -> the bytes of rows start...stop-1 as the source stores them."""
@@ -361,3 +361,17 @@ def in_file(path: Path | str) -> Iterator[None]:
     except ModelFileError as error:
         text = str(error)
         raise (error if text.startswith(str(path)) else type(error)(f"{path}: {text}")) from None
+
+
+@contextmanager
+def sensible(what: str) -> Iterator[None]:
+    """Turns errors of other kinds, which values that make no sense lead to, into a ModelFileError."""
+    try:
+        yield
+    except PyinferError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise ModelFileError(
+            f"expected {what} that makes sense, found one with which {found[:200]}"
+        ) from error

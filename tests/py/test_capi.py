@@ -334,6 +334,16 @@ def test_layers_and_roles_of_adapters_that_c_cannot_hold(model: capi.Model) -> N
         assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("key", ["role", "layer", "values"])
+def test_what_adapters_lack_or_have_too_much_is_said(key: str, model: capi.Model) -> None:
+    norm: dict[str, Any] = {"role": "final_norm", "layer": -1, "values": np.ones(64, np.float32)}
+    del norm[key]
+    with pytest.raises(errors.RequestError, match=rf"^replaced: expected the key {key}, found none$"):
+        model.adapters([], [norm])  # type: ignore[list-item]
+    with pytest.raises(errors.RequestError, match=r"^module: expected keys of _core.pyi, found gian$"):
+        model.adapters([{"role": "q", "layer": 0, "gian": None}])  # type: ignore[typeddict-unknown-key]
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
