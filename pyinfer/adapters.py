@@ -44,12 +44,12 @@ class Adapter:
         Raises:
             ModelFileError: It is not what it should be; UnsupportedError when it asks for something that cannot be
                 honoured, which the message names.
-            RequestError: The name is empty.
+            RequestError: The name is empty, or the path is none.
         """
         if name is not None and (not isinstance(name, str) or not name.strip()):
             raise RequestError(f"name: expected a text that is not empty, found {name!r}")
+        whole = located(path)
         where = Path(path)
-        whole = where.resolve()
         return Adapter(name or (whole.name if whole.is_dir() else whole.stem), where, open_adapter(where))
 
     @property
@@ -73,6 +73,19 @@ Adapters: TypeAlias = Sequence[AdapterLike | tuple[AdapterLike, float]]
 MOST_WEIGHT = 1e6
 Weighted: TypeAlias = tuple[tuple[Adapter, float], ...]
 """A stack that was checked: every adapter loaded, every weight a number."""
+
+
+def located(path: str | os.PathLike[str]) -> Path:
+    """A path without links; raises RequestError for what can be none."""
+    try:
+        whole = Path(path).resolve()
+        whole.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RequestError(f"adapters: expected the path of an adapter, found {path!r:.100}: {why}") from None
+    return whole
 
 
 def open_adapter(path: Path) -> AdapterSource:

@@ -68,8 +68,10 @@ def export(stack: Stack, folder: Path, *, rank: int | None = None, base: str | N
 
 
 def norm(change: Change) -> float:
-    """Frobenius norm of the change of a matrix, from the small products BᵀB and AAᵀ."""
+    """Frobenius norm of the change of a matrix, from the small products BᵀB and AAᵀ unless BA is smaller."""
     left, right = change.outer
+    if len(right) ** 2 > len(left) * right.shape[1]:
+        return float(np.linalg.norm(left @ right))
     square = float(((left.T @ left) * (right @ right.T)).sum())
     return math.sqrt(max(square, 0.0))
 
@@ -109,8 +111,9 @@ def _factors(change: Change, rank: int | None) -> tuple[Doubles, Doubles, float]
     left, upper = np.linalg.qr(b)
     right, lower = np.linalg.qr(a.T)
     u, s, v = np.linalg.svd(upper @ lower.T)
-    root = np.sqrt(s[:rank])
-    return (root * (right @ v.T[:, :rank])).T, left @ u[:, :rank] * root, float(np.square(s[rank:]).sum())
+    kept = min(rank, len(s))
+    root = np.sqrt(s[:kept])
+    return (root * (right @ v.T[:, :kept])).T, left @ u[:, :kept] * root, float(np.square(s[kept:]).sum())
 
 
 def _named(change: Change, path: str, a: Doubles, b: Doubles, biased: bool) -> dict[str, NDArray[np.float32]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pyinfer import cache as store
 from pyinfer import convert, hub
-from pyinfer.adapters import Adapter, Adapters, Weighted, split
+from pyinfer.adapters import Adapter, Adapters, Weighted, located, split
 from pyinfer.convert.checkpoint import Checkpoint, in_file
 from pyinfer.convert.identity import key_of
 from pyinfer.convert.merge import Into, Merged, base_values, merge
@@ -39,7 +39,7 @@ def loaded(adapters: Adapters) -> Weighted:
     pairs = []
     for adapter, weight in map(split, adapters):
         if not isinstance(adapter, Adapter):
-            path = Path(adapter).resolve()
+            path = located(adapter)
             adapter = read[path] if path in read else read.setdefault(path, Adapter.load(path))
         pairs.append((adapter, weight))
     return tuple(pairs)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyinfer import cache
 from pyinfer.checking import Looked
 from pyinfer.convert.adapter import LINEAR_ROLES
+from pyinfer.convert.metadata import told
 from pyinfer.errors import PyinferError, RequestError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def draw(looked: Sequence[Looked], title: str, path: Path) -> None:
     step = 1 if n_layers <= MOST_LABELLED else 4
     axes.set_xticks(range(0, n_layers, step), [str(layer) for layer in range(0, n_layers, step)], fontsize=8)
     axes.set_xlabel("layer (grey: not changed)")
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(told(title), fontsize=10, loc="left", parse_math=False)
     if n_layers <= MOST_LABELLED:
         _number(axes, shares, top)
     figure.colorbar(image, label="‖Δ‖ / ‖W‖ in %", pad=0.01)

@@ -62,11 +62,11 @@ class Shelf:
 
     def add(self, adapter: AdapterLike, name: str | None = None) -> Adapter:
         """Makes an adapter known; it is checked against the model."""
-        from pyinfer.adapters import Adapter
+        from pyinfer.adapters import Adapter, located
 
         if name is not None and (not isinstance(name, str) or not name.strip()):
             raise RequestError(f"name: expected a text that is not empty, found {name!r}")
-        path = Path(adapter).resolve() if name is None and not isinstance(adapter, Adapter) else None
+        path = located(adapter) if name is None and not isinstance(adapter, Adapter) else None
         if isinstance(adapter, Adapter):
             found = adapter
         else:
@@ -93,12 +93,12 @@ class Shelf:
 
     def stack(self, adapters: Adapters) -> Stacked:
         """The stack of a list, packed now or before; raises RequestError or ModelFileError."""
-        if not adapters and isinstance(adapters, Sequence) and not isinstance(adapters, (str, bytes)):
+        if isinstance(adapters, (str, bytes)) or not isinstance(adapters, Sequence):
+            raise RequestError(f"adapters: expected a list, found {type(adapters).__name__}")
+        if not adapters:
             return EMPTY
         from pyinfer.adapters import split
 
-        if isinstance(adapters, (str, bytes)) or not isinstance(adapters, Sequence):
-            raise RequestError(f"adapters: expected a list, found {type(adapters).__name__}")
         pairs = [split(item) for item in adapters]
         with self._lock, self._restored_on_error():
             return self._pack(tuple((self._found(adapter), weight) for adapter, weight in pairs))
@@ -122,16 +122,15 @@ class Shelf:
 
     def _found(self, adapter: AdapterLike) -> Adapter:
         """By name, else by path; what was read from a path is kept."""
-        from pyinfer.adapters import Adapter
+        from pyinfer.adapters import Adapter, located
 
         if isinstance(adapter, Adapter):
             return adapter
         if isinstance(adapter, str) and adapter in self._known:
             return self._known[adapter]
-        path = Path(adapter)
+        path = located(adapter)
         if isinstance(adapter, str) and not path.exists():
             raise RequestError(f"adapters: expected {self._names()} or a path, found {adapter!r}")
-        path = path.resolve()
         found = self._read_from(path) or Adapter.load(path)
         self._remember(path, found)
         return found

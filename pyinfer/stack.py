@@ -333,7 +333,9 @@ def _check_replaced(item: Replaced, shapes: Mapping[str, tuple[int, int]], spec:
 def _check_layers(source: AdapterSource, spec: Spec) -> None:
     """A role that is meant to change in every layer does."""
     for role in sorted(source.in_every_layer):
-        layers = {change.layer for change in source.changes if change.role == role}
+        places = [(item.role, item.layer) for item in source.changes]
+        places += [(item.role, item.layer) for item in source.replaced]
+        layers = {layer for found, layer in places if found == role}
         missing = sorted(set(range(spec.n_layers)) - layers)
         if missing:
             raise ModelFileError(
@@ -452,5 +454,6 @@ def _replaced(place: Place, items: list[tuple[Replaced, float]], base: Base) -> 
 
 def _differs(new: NDArray[np.float32], old: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Rows that are not those of the base."""
-    error = np.square(new - old).sum(1)
-    return np.asarray(error > SAME**2 * np.square(new).sum(1), np.bool_)
+    with np.errstate(over="ignore"):
+        error, size = np.square(new - old).sum(1), np.square(new).sum(1)
+    return np.asarray((error > SAME**2 * size) | np.isinf(error), np.bool_)

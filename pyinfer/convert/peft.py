@@ -6,8 +6,9 @@ refused by name, never dropped. Must not know the model that the adapter is put 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pyinfer.convert.adapter import (
     Values,
     as_float,
     read_values,
+    require_finite,
     require_invocable,
     require_pair,
 )
@@ -49,6 +51,7 @@ _FACTOR = re.compile(
     r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?:\.(?P<leaf>weight|bias))?"
 )
 MAX_COLUMNS = 1 << 20
+MAX_UNPOOLED = 1 << 29
 """Of A: more than any linear of a model has inputs."""
 _TOKENS = re.compile(r"(?P<path>.+)\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?")
 _TABLE = re.compile(r"(?P<path>.+)\.token_adapter\.base_layer\.weight")
@@ -79,6 +82,7 @@ def open_peft(path: Path) -> AdapterSource:
     with in_file(weights):
         raw = read_torch(weights, verify=True) if weights.suffix == ".bin" else read_safetensors(weights)
         modules, replaced = _sorted(raw, config)
+        _check_unpooled(modules, config)
         changes = tuple(_low_rank(module, config) for module in modules.values() if module.parts)
         biases = tuple(_only_bias(module) for module in modules.values() if not module.parts)
         _check_what_is_missing(modules, replaced, config)
@@ -87,7 +91,7 @@ def open_peft(path: Path) -> AdapterSource:
             files=files,
             changes=changes + biases,
             replaced=tuple(replaced),
-            in_every_layer=_in_every_layer(changes, config),
+            in_every_layer=_in_every_layer(changes, config) | _saved_in_every_layer(replaced, config),
             base=config.base,
             invocation=config.invocation,
             facts=_facts(config),
@@ -111,6 +115,18 @@ def _in_every_layer(changes: tuple[LowRank, ...], config: PeftConfig) -> frozens
         change.role
         for change in changes
         if change.layer != NO_LAYER and any(_is_in(change.name, name) for name in general)
+    )
+
+
+def _saved_in_every_layer(replaced: Iterable[Replaced], config: PeftConfig) -> frozenset[str]:
+    """Roles of whole tensors that stand for one in each layer."""
+    general = tuple(name for name in config.saved if not any(part.isdigit() for part in name.split(".")))
+    return frozenset(
+        item.role
+        for item in replaced
+        if item.layer != NO_LAYER
+        and (found := _WHOLE.fullmatch(item.name))
+        and found["path"].endswith(general)
     )
 
 
@@ -174,8 +190,9 @@ def _sorted(raw: Mapping[str, RawTensor], config: PeftConfig) -> tuple[dict[str,
             replaced.append(_whole(found["path"], tensor, config))
         else:
             raise UnsupportedError(f"{name}: this tensor is not supported"[:300])
-    _refuse_twice(replaced)
-    _refuse_twice(tables)
+    _refuse_twice((item.role, item.layer, item.path) for item in modules.values())
+    for whole in (replaced, tables):
+        _refuse_twice((item.role, item.layer, item.name) for item in whole)
     return modules, _together(replaced, tables)
 
 
@@ -210,12 +227,13 @@ def _put(parts: dict[str, RawTensor], part: str, tensor: RawTensor) -> None:
     parts[part] = tensor
 
 
-def _refuse_twice(replaced: list[Replaced]) -> None:
+def _refuse_twice(places: Iterable[tuple[str, int, str]]) -> None:
+    """Raises ModelFileError where two names stand for one place in the model."""
     seen: set[tuple[str, int]] = set()
-    for item in replaced:
-        if (item.role, item.layer) in seen:
-            raise ModelFileError(f"{item.name}: expected one replacement of this tensor, found two")
-        seen.add((item.role, item.layer))
+    for role, layer, name in places:
+        if (role, layer) in seen:
+            raise ModelFileError(f"{name}: expected one change of this tensor, found two")
+        seen.add((role, layer))
 
 
 def _module(modules: dict[str, _Module], path: str, name: str) -> _Module:
@@ -229,17 +247,20 @@ def _module(modules: dict[str, _Module], path: str, name: str) -> _Module:
 
 def _low_rank(module: _Module, config: PeftConfig) -> LowRank:
     embedding = module.role == "embedding"
-    names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
-    extra = {"lora_magnitude_vector"} if config.dora else {"lora_B.bias"} if config.lora_bias else set()
-    for name in names:
+    factors = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+    needed = (*factors, "lora_B.bias") if config.lora_bias and not embedding else factors
+    extra = {"lora_magnitude_vector"} if config.dora else set()
+    if embedding and module.bias is not None:
+        raise UnsupportedError(f"{module.bias.name}: expected no bias of an embedding, found one")
+    for name in needed:
         if name not in module.parts:
             raise ModelFileError(f"{module.path}: expected {name}, found none")
     for name, tensor in module.parts.items():
-        if name not in names and name not in extra:
+        if name not in needed and name not in extra:
             raise UnsupportedError(f"{tensor.name}: adapter_config.json does not ask for this tensor")
     if embedding and config.dora:
         raise UnsupportedError(f"use_dora: {module.path} is an embedding, for which it is not supported")
-    a, b = _factors(module, *names, config)
+    a, b = _factors(module, *factors, config)
     scaling = config.scaling_of(module.path)
     return LowRank(
         role=module.role,
@@ -274,6 +295,21 @@ def _unpooled(a: Values, group: int) -> NDArray[np.float32]:
     return np.repeat(as_float(a) * np.float32(a.shape[1] / group), group, axis=1)
 
 
+def _check_unpooled(modules: Mapping[str, _Module], config: PeftConfig) -> None:
+    """Raises ModelFileError where little in the file would become much in memory."""
+    pooled = sum(
+        math.prod(tensor.shape)
+        for module in modules.values()
+        for part, tensor in module.parts.items()
+        if part == "lora_A"
+    )
+    if config.qalora_group and pooled * config.qalora_group > MAX_UNPOOLED:
+        raise ModelFileError(
+            f"qalora_group_size: expected at most {MAX_UNPOOLED} values of A together, "
+            f"found {pooled} x {config.qalora_group}"
+        )
+
+
 def _magnitude(module: _Module, rows: int) -> NDArray[np.float32]:
     tensor = module.parts.get("lora_magnitude_vector")
     if tensor is None:
@@ -291,7 +327,9 @@ def _vector(tensor: RawTensor, length: int) -> NDArray[np.float32]:
 def _bias_of_b(module: _Module, rows: int, scaling: float) -> NDArray[np.float32] | None:
     if "lora_B.bias" not in module.parts:
         return None
-    scaled: NDArray[np.float32] = _vector(module.parts["lora_B.bias"], rows) * np.float32(scaling)
+    with np.errstate(over="ignore"):
+        scaled: NDArray[np.float32] = _vector(module.parts["lora_B.bias"], rows) * np.float32(scaling)
+    require_finite(scaled, f"{module.path}: lora_B.bias, scaled")
     return scaled
 
 
@@ -378,6 +416,13 @@ def _check_what_is_missing(
     for layer in config.layers or ():
         if adapted and layer not in layers:
             raise ModelFileError(f"layers_to_transform: expected tensors of layer {layer}, found none")
+        here = [module for module in adapted if module.layer == layer]
+        for target in _wanted(config):
+            of_all_layers = not any(part.isdigit() for part in target.split("."))
+            if of_all_layers and not any(_is_in(module.path, target) for module in here):
+                raise ModelFileError(
+                    f"layers_to_transform: expected tensors of {target!r} in layer {layer}, found none"[:200]
+                )
 
 
 def _wanted(config: PeftConfig) -> list[str]:

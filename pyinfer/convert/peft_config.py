@@ -38,10 +38,10 @@ _REFUSED = {
 _KEEPS_BASE = ("gaussian", "orthogonal", "eva", "mica")
 """Ways to begin that leave the base as it was."""
 _NESTED_REPEAT = re.compile(r"\)[*+{]")
-_SKIPPED = re.compile(r"\\.|\[\^?\]?[^\]]*\]")
+_SKIPPED = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 """What stands for one character, whatever it looks like."""
 MOST_WAYS = 1 << 20
-"""In which a pattern may be tried on a module's name."""
+"""In which the patterns of a setting may be tried on a module's name."""
 MAX_QALORA_GROUP = 1024
 
 
@@ -132,8 +132,8 @@ def _check_start(start: object) -> None:
     if isinstance(start, bool) or start is None or (isinstance(start, str) and start.lower() in _KEEPS_BASE):
         return
     raise UnsupportedError(
-        f"init_lora_weights: expected an adapter of the unchanged base, found {start!r}, which changes the base when "
-        "training begins; save it from PEFT with path_initial_model_for_weight_conversion"
+        f"init_lora_weights: expected an adapter of the unchanged base, found {start!r:.100}, which changes the base "
+        "when training begins; save it from PEFT with path_initial_model_for_weight_conversion"
     )
 
 
@@ -176,7 +176,10 @@ def _patterns(values: Mapping[str, Any], name: str, checked: Any) -> Patterns:
     given = values.get(name) or {}
     if not isinstance(given, dict) or len(given) > MAX_PATTERNS:
         raise ModelFileError(f"{name}: expected an object of at most {MAX_PATTERNS} patterns, found another")
-    return tuple((_pattern(name, key), checked(f"{name}.{key}", value)) for key, value in given.items())
+    patterns = tuple((_pattern(name, key), checked(f"{name}.{key}", value)) for key, value in given.items())
+    if sum(map(_ways, given)) > MOST_WAYS:
+        raise UnsupportedError(f"{name}: expected simple patterns, found {', '.join(given)!r}"[:200])
+    return patterns
 
 
 def _pattern(name: str, pattern: str) -> re.Pattern[str]:
@@ -184,7 +187,7 @@ def _pattern(name: str, pattern: str) -> re.Pattern[str]:
     ways to match.
     """
     simple = len(pattern) <= MAX_PATTERN and not _NESTED_REPEAT.search(pattern)
-    if not simple or _ways(pattern) > MOST_WAYS or "(?" in pattern or re.search(r"\\[1-9]", pattern):
+    if not simple or "(?" in pattern or re.search(r"\\[1-9]", pattern):
         raise UnsupportedError(f"{name}: expected simple patterns, found {pattern!r}"[:200])
     try:
         return re.compile(rf"(.*\.)?({pattern})$")

@@ -158,6 +158,17 @@ EMBEDDING, HEAD = "base_model.model.model.embed_tokens", "base_model.model.lm_he
 TRAINED = ".token_adapter.trainable_tokens_delta"
 
 
+def test_saved_modules_without_a_number_are_in_every_layer(tmp_path: Path, stories: Model) -> None:
+    values = lw.tensors()
+    for layer in range(4):
+        values[f"{lw.PREFIX}.{layer}.input_layernorm.weight"] = np.ones(64, np.float32)
+    cut = lw.write(tmp_path / "cut", lw.settings(modules_to_save=["input_layernorm"]), values)
+    with pytest.raises(
+        ModelFileError, match="expected changes of attn_norm in 5 layers, found none in layer 4"
+    ):
+        stories.logits([1], adapters=[cut])
+
+
 def test_a_shared_tensor_that_was_saved_counts_at_both_ends(tmp_path: Path, stories_model_bin: Path) -> None:
     rng = np.random.default_rng(3)
     table = rng.normal(0, 0.1, (512, 64)).astype(np.float32)
@@ -267,6 +278,36 @@ def _infinite(_: dict[str, Any], values: lw.Tensors) -> None:
     values[f"{Q0}.lora_A.weight"][1, 2] = np.inf
 
 
+def _drop_one(config: dict[str, Any], values: lw.Tensors) -> None:
+    config.update(layers_to_transform=list(range(5)))
+    for name in [name for name in values if ".1." in name and "v_proj" in name]:
+        del values[name]
+
+
+def _embedding_with_bias(_: dict[str, Any], values: lw.Tensors) -> None:
+    end = "base_model.model.model.embed_tokens"
+    values[f"{end}.lora_embedding_A"] = np.ones((4, 512), np.float32)
+    values[f"{end}.lora_embedding_B"] = np.ones((64, 4), np.float32)
+    values[f"{end}.bias"] = np.ones(64, np.float32)
+
+
+def _two_names(_: dict[str, Any], values: lw.Tensors) -> None:
+    for name in list(values):
+        values[name.replace("model.layers", "model.language_model.layers", 1)] = values[name]
+
+
+def _large_bias(config: dict[str, Any], values: lw.Tensors) -> None:
+    config.update(lora_bias=True)
+    for name in [name for name in values if name.endswith("lora_B.weight")]:
+        values[name.replace("weight", "bias")] = np.full(len(values[name]), 3e38, np.float32)
+
+
+def _pooled(config: dict[str, Any], values: lw.Tensors) -> None:
+    config.update(use_qalora=True, qalora_group_size=1024, r=65536)
+    values[f"{Q0}.lora_A.weight"] = np.zeros((65536, 16), np.float32)
+    values[f"{Q0}.lora_B.weight"] = np.zeros((64, 65536), np.float32)
+
+
 def _invoked_bias(config: dict[str, Any], values: lw.Tensors) -> None:
     config.update(alora_invocation_tokens=[1, 2], lora_bias=True)
     for name in [name for name in values if name.endswith("lora_B.weight")]:
@@ -334,6 +375,21 @@ REFUSED: dict[str, tuple[Change, str]] = {
         _set(use_qalora=True, qalora_group_size=2000),
         "qalora_group_size: expected at most 1024",
     ),
+    "patterns that take long together": (
+        _set(rank_pattern={".?" * 18 + f"{i}!": 4 for i in range(5)}),
+        "simple patterns",
+    ),
+    "a class that seems to end early": (
+        _set(rank_pattern={r"[a-z.\][].*.*.*.*.*.*.*.*!]": 4}),
+        "simple patterns",
+    ),
+    "a long way to begin": (_set(init_lora_weights="x" * 10000), "init_lora_weights"),
+    "biases of B that are missing": (_set(lora_bias=True), "expected lora_B.bias"),
+    "biases too large once scaled": (_large_bias, "lora_B.bias, scaled: expected finite values"),
+    "a module that is missing in a layer": (_drop_one, "expected tensors of 'v_proj' in layer 1"),
+    "a bias of an embedding": (_embedding_with_bias, "no bias of an embedding"),
+    "two names for a module": (_two_names, "expected one change of this tensor"),
+    "little that becomes much": (_pooled, "qalora_group_size: expected at most 536870912 values"),
     "no tensors": (lambda _, values: values.clear(), "expected tensors"),
 }
 

@@ -18,7 +18,7 @@ from pyinfer import Adapter, Model, convert, load, merging
 from pyinfer.checking import agreement, look
 from pyinfer.convert.checkpoint import Spec
 from pyinfer.errors import ModelFileError, RequestError, UnsupportedError
-from pyinfer.export import export
+from pyinfer.export import export, norm
 from pyinfer.stack import Stack, base_reader, stacked
 from reference.llama import kl
 
@@ -141,12 +141,31 @@ def test_a_name_stands_for_one_adapter(own: Model, adapters: tuple[Adapter, Adap
         [("sql", 1, 2)],
         {"sql": 1},
         [("sql", 1e9)],
+        np.array(["sql", "tone"]),
+        ["x" * 300],
+        ["a\0b"],
+        [Path("a\0b")],
+        ["\ud800"],
     ],
 )
 def test_what_is_no_stack_is_refused(own: Model, adapters: tuple[Adapter, Adapter], wrong: object) -> None:
     own.add_adapter(adapters[0])
     with pytest.raises(RequestError, match="adapters: expected"):
         own.generate([1], adapters=wrong, max_tokens=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [1, None, b"x", "x" * 300, "a\0b", Path("a\0b"), "\ud800"], ids=repr)
+def test_what_is_no_path_is_refused(own: Model, wrong: Any) -> None:
+    for read in (Adapter.load, own.add_adapter):
+        with pytest.raises(RequestError, match=r"^adapters: expected the path of an adapter, found "):
+            read(wrong)
+
+
+def test_links_in_a_circle_are_refused(own: Model, tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(RequestError, match=r"^adapters: expected the path of an adapter, found "):
+        own.logits([1], adapters=[loop])
 
 
 def test_what_does_not_fit_is_not_added(own: Model, tmp_path: Path) -> None:
@@ -406,6 +425,31 @@ def test_a_cut_export_says_what_it_lost(
         size = sum(np.square(w.outer[0] @ w.outer[1]).sum() for w in whole.changes)
         assert made.error == pytest.approx(np.sqrt(lost / size), abs=1e-6)
         assert (made.error > 0.05) == (expected is not None)
+
+
+def test_an_export_of_more_ranks_than_a_matrix_has_keeps_all(own: Model, tmp_path: Path) -> None:
+    values = {
+        f"{lw.module(layer, 'v_proj')}.lora_{letter}.weight": np.random.default_rng(layer)
+        .normal(0, 0.1, shape)
+        .astype(np.float32)
+        for layer in range(5)
+        for letter, shape in (("A", (64, 64)), ("B", (32, 64)))
+    }
+    whole = Adapter.load(lw.write(tmp_path / "a", lw.settings(r=64, target_modules=["v_proj"]), values))
+    made = export(stack_on(own, (whole, 1.0)), tmp_path / "made", rank=48)
+    assert (made.rank, made.error) == (32, 0.0)
+    expected = own.logits(TOKENS, adapters=[whole])
+    assert np.abs(own.logits(TOKENS, adapters=[tmp_path / "made"]) - expected).max() < 1e-3
+
+
+def test_a_norm_is_the_norm(own: Model, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for rank in (3, 48, 200):  # of q, 64 by 64, from small products while they are small
+        a, b = (rng.normal(0, 0.1, shape).astype(np.float32) for shape in ((rank, 64), (64, rank)))
+        named = {f"{lw.module(0, 'q_proj')}.lora_A.weight": a, f"{lw.module(0, 'q_proj')}.lora_B.weight": b}
+        folder = lw.write(tmp_path / str(rank), lw.settings(r=rank, target_modules="x"), named)
+        (change,) = stack_on(own, (Adapter.load(folder), 1.0)).changes
+        assert norm(change) == pytest.approx(np.linalg.norm(b.astype(float) @ a) * 8 / rank, rel=1e-6)
 
 
 def _order(stack: Stack):  # type: ignore[no-untyped-def]

@@ -43,6 +43,12 @@ def test_a_deep_model_keeps_room_for_its_labels(tmp_path: Path) -> None:
     assert layers[:20] == list(range(0, 80, 4))
 
 
+@pytest.mark.parametrize(("title", "words"), [(r"a$\frac$", r"a$\frac$"), ("b\udcff", "b?")])
+def test_titles_are_taken_as_they_are(title: str, words: str, tmp_path: Path) -> None:
+    picture.draw([changed("v", 0, 0.1)], title, tmp_path / "changes.svg")
+    assert words in svg_words(tmp_path / "changes.svg")
+
+
 def test_a_png_is_a_png(tmp_path: Path) -> None:
     picture.draw([changed("v", 0, 0.0)], "nothing", tmp_path / "changes.PNG")
     assert (tmp_path / "changes.PNG").read_bytes().startswith(b"\x89PNG")
