@@ -203,21 +203,25 @@ inline void scale_row(float* row, int n, float factor) {
   for (int i = 0; i < n; i += kLanes) f_store(row + i, f_mul(f_load(row + i), f_set(factor)));
 }
 
-// Multiplies the scores or weights of a page by its scales.
+// Multiplies the scores of a page by its scales.
 inline void scale_positions(float* s, const float* scales) {
   PYINFER_UNROLL
   for (int i = 0; i < kPagePositions; i += kLanes) f_store(s + i, f_mul(f_load(s + i), f_load(scales + i)));
 }
 
-// Weights of a page, times the scales of its values, as integers; returns their scale. Beyond what a query sees weights are 0, and scales are
-// whatever stood there.
-inline float to_factors(const float* weights, const float* scales, int16_t* factors) {
-  alignas(kCacheLine) float scaled[kPagePositions];
+// Weights of a page times the scales of its values. Beyond what a query sees weights are 0, and scales are whatever stood there.
+inline void scale_weights(const float* weights, const float* scales, float* scaled) {
   PYINFER_UNROLL
   for (int i = 0; i < kPagePositions; i += kLanes) {
     const F weight = f_load(weights + i);
     f_store(scaled + i, f_keep_from(f_mul(weight, f_load(scales + i)), weight, f_set(FLT_MIN)));
   }
+}
+
+// The same as integers; returns their scale.
+inline float to_factors(const float* weights, const float* scales, int16_t* factors) {
+  alignas(kCacheLine) float scaled[kPagePositions];
+  scale_weights(weights, scales, scaled);
   return to_integers<kMostWeight>(scaled, kPagePositions, factors);
 }
 
@@ -286,7 +290,7 @@ inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page) 
     if constexpr (kIntegers<Kv>) {
       scales[i] = to_factors(queries.s[i], v_scales, weights + i * kPagePositions);
     } else if constexpr (Kv::kScaled) {
-      scale_positions(queries.s[i], v_scales);
+      scale_weights(queries.s[i], v_scales, queries.s[i]);
     }
     scale_row(queries.o + i * args.v_stride, args.v_stride, decay[i]);
   }

@@ -217,13 +217,29 @@ inline void to_halves(const float* x, int n, uint16_t* out) {
   }
 }
 
+constexpr uint16_t kNanHalf = 0x7e00;
+
+inline bool has_nan(const float* x, int n) {
+  int found = 0;
+  for (int i = 0; i < n; ++i) found |= x[i] != x[i];
+  return found != 0;
+}
+
+// Values with NaN become 0 and their key NaN: so it shows where it is seen, while queries that must not see it meet it with a weight of 0, whose
+// product with NaN would be NaN.
 void store_kv_f16(const float* k, const float* v, int head_dim, int v_stride, int slot, uint8_t* k_place,
                   uint8_t* v_place) {
   uint16_t halves[kMaxHeadDim];
+  uint16_t* const row = (uint16_t*)v_place + slot * v_stride;
   to_halves(k, head_dim, halves);
+  if (has_nan(v, head_dim)) {
+    for (int i = 0; i < head_dim; ++i) halves[i] = kNanHalf;
+    memset(row, 0, (size_t)head_dim * sizeof *row);
+  } else {
+    to_halves(v, head_dim, row);
+  }
   uint16_t* column = (uint16_t*)k_place + slot;
   for (int i = 0; i < head_dim; ++i) column[i * kPagePositions] = halves[i];
-  to_halves(v, head_dim, (uint16_t*)v_place + slot * v_stride);
 }
 
 inline void i_store(int8_t* p, I a) { i_store_bytes(p, a); }

@@ -231,19 +231,21 @@ TEST(attend, with_the_largest_integers) {
 TEST(attend, nan_is_seen_by_those_behind_it_alone) {
   on_every_isa([](const Kernels& kernels) {
     const std::size_t head_dim = 32, n = 70;
-    for (const bool in_key : {false, true}) {
-      for (const std::size_t bad : {0, 1, 40, 41, 64, 69}) {
-        Random random(18);
-        Cache cache(kernels, random, kKvI16, head_dim, n);
-        const std::vector<float> q = random.normals(n * head_dim, 0.5);
-        const std::vector<float> clean = cache.attend(kernels, q, n, 1, 0, head_dim);
-        std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim);
-        (in_key ? k : v)[5] = NAN;
-        cache.put(kernels, bad, k, v);
-        const std::vector<float> out = cache.attend(kernels, q, n, 1, 0, head_dim);
-        for (std::size_t row = 0; row < n; ++row) {
-          for (std::size_t at = row * head_dim; at < (row + 1) * head_dim; ++at)
-            CHECK(row < bad ? out[at] == clean[at] : std::isnan(out[at]));
+    for (const KvFormat format : {kKvF16, kKvQ8, kKvI16}) {
+      for (const bool in_key : {false, true}) {
+        for (const std::size_t bad : {0, 1, 40, 41, 64, 69}) {
+          Random random(18);
+          Cache cache(kernels, random, format, head_dim, n);
+          const std::vector<float> q = random.normals(n * head_dim, 0.5);
+          const std::vector<float> clean = cache.attend(kernels, q, n, 1, 0, head_dim);
+          std::vector<float> k = random.normals(head_dim), v = random.normals(head_dim);
+          (in_key ? k : v)[5] = NAN;
+          cache.put(kernels, bad, k, v);
+          const std::vector<float> out = cache.attend(kernels, q, n, 1, 0, head_dim);
+          for (std::size_t row = 0; row < n; ++row) {
+            for (std::size_t at = row * head_dim; at < (row + 1) * head_dim; ++at)
+              CHECK(row < bad ? out[at] == clean[at] : std::isnan(out[at]));
+          }
         }
       }
     }
