@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 async def chunks(open_stream: Callable[[], Stream]) -> AsyncGenerator[Chunk, None]:
     """The chunks of a stream; leaving the generator, or cancelling its task, cancels the step under way."""
-    stream = await asyncio.to_thread(open_stream)
+    stream = await _opened(open_stream)
     try:
         while (chunk := await _stepped(stream, lambda: next(stream, None))) is not None:
             yield chunk
@@ -27,11 +27,24 @@ async def chunks(open_stream: Callable[[], Stream]) -> AsyncGenerator[Chunk, Non
 
 async def completion(open_stream: Callable[[], Stream]) -> Completion:
     """The whole answer; cancelling the task cancels the step under way."""
-    stream = await asyncio.to_thread(open_stream)
+    stream = await _opened(open_stream)
     try:
         return await _stepped(stream, stream.finish)
     finally:
         stream.close()
+
+
+async def _opened(open_stream: Callable[[], Stream]) -> Stream:
+    """Opens a stream in a thread. When the task is cancelled, waits and closes it: its session is free then."""
+    future = asyncio.get_running_loop().run_in_executor(None, open_stream)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        while not future.done():
+            await _settled(future)
+        if not future.cancelled() and future.exception() is None:
+            future.result().close()
+        raise
 
 
 async def _stepped(stream: Stream, work: Callable[[], T]) -> T:

@@ -10,6 +10,7 @@ Knows files, locks and sizes. Must not know how a model is fetched or converted 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -130,6 +131,8 @@ def _now() -> str:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file of text or bytes whole or not at all."""
     data = content.encode() if isinstance(content, str) else content
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".pyinfer-{secrets.token_hex(8)}")
     try:
         with open(temporary, "xb") as file:  # not mkstemp, whose files others cannot read: caches are shared

@@ -146,9 +146,10 @@ def chunks(timeline: Timeline, tokenizer: Tokenizer, request: Request) -> Chunks
                 clock.resumed()
     except Cancelled:
         reason = "cancelled"
-    yield answer.last_chunk(
-        text + answer.rest(), reason, clock.timings(len(request.prompt), len(answer.tokens))
-    )
+    text += answer.rest()
+    if answer.matcher.stopped and reason == "length":  # in what was held back
+        reason = "stop"
+    yield answer.last_chunk(text, reason, clock.timings(len(request.prompt), len(answer.tokens)))
 
 
 def _steps(timeline: Timeline, request: Request, clock: _Clock) -> Iterator[tuple[int, TokenLogprob | None]]:

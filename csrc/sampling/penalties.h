@@ -3,7 +3,10 @@
 //   logit = logit - presence - n * frequency                         (as the OpenAI API defines them)
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
+#include <limits>
 #include <vector>
 
 #include "sampling/choice.h"
@@ -37,9 +40,11 @@ class Penalties {
       const int token = window_[slot];
       if (token == none || seen_[static_cast<std::size_t>(token)].slot != slot)
         continue;  // once a token: at its latest slot
+      if (!std::isfinite(logits[token])) continue;
       const float scaled = logits[token] > 0 ? logits[token] / repetition_ : logits[token] * repetition_;
-      logits[token] =
+      const float lowered =
           scaled - (presence_ + static_cast<float>(seen_[static_cast<std::size_t>(token)].count) * frequency_);
+      logits[token] = std::clamp(lowered, -kLargest, kLargest);  // what is finite stays so
     }
   }
 
@@ -56,6 +61,8 @@ class Penalties {
 
  private:
   static constexpr int none = -1;
+
+  static constexpr float kLargest = std::numeric_limits<float>::max();
 
   struct Seen {
     int count;         // slots of the window that hold the token

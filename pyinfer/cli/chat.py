@@ -6,6 +6,7 @@ Must not know how a model is found or loaded (`run` does), nor how a conversatio
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pyinfer.errors import PyinferError, RequestError
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     from pyinfer import Completion, Model, Session, Stream
@@ -61,18 +63,30 @@ def _converse(talk: Chat, prompt: PromptSession[str]) -> None:
 
 def _prompt_session() -> PromptSession[str]:
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+    from prompt_toolkit.history import InMemoryHistory
 
     history: History = InMemoryHistory()
     try:
         path = cache.state_file("history")
         path.touch(mode=0o600)
-        history = FileHistory(str(path))
+        history = _history(str(path))
     except (PyinferError, OSError) as error:
         terminal.note(f"pyinfer: the history of this chat is not kept: {error}")
     return PromptSession(
         history=history, multiline=True, key_bindings=_keys(), prompt_continuation=lambda *_: "  "
     )
+
+
+def _history(path: str) -> History:
+    """The history in a file; what cannot be written to it, such as on a full disk, is not kept."""
+    from prompt_toolkit.history import FileHistory
+
+    class Kept(FileHistory):
+        def store_string(self, string: str) -> None:
+            with contextlib.suppress(OSError):
+                super().store_string(string)
+
+    return Kept(path)
 
 
 def _keys() -> KeyBindings:

@@ -26,8 +26,12 @@ def note(text: str) -> None:
 
 def print_json(value: object) -> None:
     """One JSON document on standard output, with escapes where it takes no UTF-8."""
-    plain_ascii = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=plain_ascii, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=plain_ascii(), allow_nan=False) + "\n")
+
+
+def plain_ascii() -> bool:
+    """Whether standard output takes no UTF-8."""
+    return codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
 
 
 def size(count: float) -> str:

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 
-from pyinfer.cli import opened
+from pyinfer.cli import opened, terminal
 from pyinfer.cli import options as common
 
 
@@ -39,5 +39,5 @@ def execute(options: argparse.Namespace) -> int:
         return 0
     for token in ids:
         spelled = tokenizer.token_bytes(token).decode("utf-8", "backslashreplace")
-        print(f"{token}\t{json.dumps(spelled, ensure_ascii=False)}")
+        print(f"{token}\t{json.dumps(spelled, ensure_ascii=terminal.plain_ascii())}")
     return 0

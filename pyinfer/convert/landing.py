@@ -80,8 +80,9 @@ def format_of(tensor: Tensor, kind: str, weights: str | None) -> str:
     chosen = chosen_weights(kind, weights)
     if tensor.source not in FLOAT_SOURCES:
         if weights is not None:
+            why, needed = ("packed", "that is no model.bin") if tensor.packed else ("quantised", "in floats")
             raise RequestError(
-                f"weights: {tensor.name} is {tensor.source}, quantised already; {weights!r} needs a source in floats"
+                f"weights: {tensor.name} is {tensor.source}, {why} already; {weights!r} needs a source {needed}"
             )
         return tensor.source if tensor.packed else _OWN[tensor.source]
     if chosen is None:

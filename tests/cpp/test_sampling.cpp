@@ -221,6 +221,14 @@ TEST(sampling, repetition_penalty) {
   CHECK_EQUAL(pick_after(params, {-4.0f, -7.9f, -8.1f}, {1, 0, 1}), 0);
 }
 
+TEST(sampling, penalties_keep_finite_logits_finite) {
+  SamplingParams params = greedy();
+  params.repetition_penalty = 0.5f;
+  CHECK_EQUAL(pick_after(params, {3e38f, 1.0f, -3e38f}, {0}), 0);
+  params.repetition_penalty = 100.0f;
+  CHECK_EQUAL(pick_after(params, {-3e38f, -3e38f}, {0, 1}), 0);
+}
+
 TEST(sampling, presence_and_frequency_penalties) {
   SamplingParams params = greedy();
   params.presence_penalty = 1.5f;

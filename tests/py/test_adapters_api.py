@@ -342,6 +342,15 @@ def test_merged_at_load_is_attached(
     assert len(list((tmp_path / "models").glob("*.bin"))) == 1
 
 
+def test_a_model_file_keeps_its_formats(
+    stories_model_bin: Path, adapters: tuple[Adapter, Adapter], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        RequestError, match=r"is f32, packed already; 'q4' needs a source that is no model\.bin"
+    ):
+        merging.convert_merged(stories_model_bin, tmp_path / "out.bin", ((adapters[0], 1.0),), weights="q4")
+
+
 def test_there_is_something_to_merge(stories_model_bin: Path) -> None:
     with pytest.raises(RequestError, match="expected adapters to merge"):
         load(stories_model_bin, merge=True)

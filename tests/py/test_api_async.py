@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pyinfer import Model
+from pyinfer import Model, Stream, aio
 from pyinfer.errors import RequestError
 
 ONCE = "Once upon a time"
@@ -89,6 +89,29 @@ def test_cancelling_the_task_stops_the_answer(stories: Model) -> None:
                 await task
             assert gate.calls == 3, "the step after the cancellation did not run"
             assert session.generate(ONCE, max_tokens=2).finish_reason == "length"
+
+    asyncio.run(main())
+
+
+def test_cancelling_the_task_while_it_opens_frees_the_session(stories: Model) -> None:
+    async def main() -> None:
+        begun, opens = threading.Event(), threading.Event()
+        with stories.session() as session:
+
+            def slow() -> Stream:
+                begun.set()
+                opens.wait(10)
+                return session.stream(ONCE, max_tokens=3)
+
+            task = asyncio.create_task(aio.completion(slow))
+            await asyncio.to_thread(begun.wait, 10)
+            task.cancel()
+            await asyncio.sleep(0.01)
+            assert not task.done()
+            opens.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            session.append([5])
 
     asyncio.run(main())
 

@@ -94,6 +94,12 @@ def test_a_stop_string_over_several_tokens_is_no_part_of_the_text(stories: Model
     assert stories.tokenizer.decode(tokens).startswith(text.lstrip() + "girl named Li")
 
 
+def test_a_stop_string_in_what_was_held_back_stops(stories: Model) -> None:
+    half = stories.tokenizer.piece_to_id("<0xC3>")
+    done = stories.generate("x", stop="\ufffd", max_tokens=1, temperature=0, logit_bias={half: 1000})
+    assert (done.tokens, done.text, done.finish_reason) == ((half,), "", "stop")
+
+
 def test_stop_strings_that_do_not_come_hold_nothing_back(stories: Model) -> None:
     free = stories.generate(ONCE, temperature=0, max_tokens=11)
     assert (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -116,7 +117,16 @@ def test_what_save_did_not_write_is_refused(
 
 @pytest.mark.parametrize(
     "line",
-    ["/nonsense", "/save", "/load", "/save /proc/nothing/here", "/save ~nobody-at-all/x", "/load a\0b"],
+    [
+        "/nonsense",
+        "/save",
+        "/load",
+        "/save /proc/nothing/here",
+        "/save ~nobody-at-all/x",
+        "/load a\0b",
+        "/save /",
+        "/save .",
+    ],
 )
 def test_mistakes_are_said_and_the_chat_goes_on(
     line: str, talk: Chat, capsys: pytest.CaptureFixture[str]
@@ -218,6 +228,19 @@ def test_without_a_cache_folder_the_chat_goes_on(own_cache: Path, capsys: pytest
         pipe.send_text("something\r")
         assert _prompt_session().prompt("> ") == "something"
     assert "history of this chat is not kept" in capsys.readouterr().err
+
+
+def test_a_history_on_a_full_disk_is_not_kept(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("prompt_toolkit.history.FileHistory.store_string", full)
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        prompt = _prompt_session()
+        for line in ("one", "two"):
+            pipe.send_text(f"{line}\r")
+            assert prompt.prompt("> ") == line
+    assert (own_cache / "history").read_bytes() == b""
 
 
 # A terminal
