@@ -215,7 +215,8 @@ typedef struct pyi_eval_options {
   int32_t wanted; /* PYI_LAST_LOGITS (default), PYI_NO_LOGITS or PYI_ALL_LOGITS */
   uint32_t chunk; /* tokens a pass, 1 ... 512 (default) */
   /* Asked between layers, by the calling thread; not 0: PYI_CANCELLED. NULL (default): nobody. It may call what this header has, but
-   * steps and adapters of the same model are refused with PYI_REQUEST. */
+   * steps and adapters of the same model are refused with PYI_REQUEST, and two threads that step each other's models in their polls wait for
+   * ever. */
   int32_t (*poll)(void* context);
   void* poll_context; /* what it is called with */
 } pyi_eval_options;
