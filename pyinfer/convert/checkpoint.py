@@ -65,6 +65,8 @@ VECTOR_ROLES = (
     *(role for roles in FAMILY_ROLES.values() for role in roles),
 )  # fmt: skip
 NO_LAYER = -1
+MOST_TOLD = 480
+"""Characters of a sentence about a file: names in it may be of any length."""
 
 
 def row_bytes(source: str, cols: int) -> int:
@@ -355,12 +357,19 @@ def file_rows(path: Path, offset: int, size: int) -> ReadRows:
 
 @contextmanager
 def in_file(path: Path | str) -> Iterator[None]:
-    """Puts the file's name in front of a ModelFileError raised inside."""
+    """Puts the file's name in front of a ModelFileError raised inside, and makes one line of what the file gave."""
     try:
         yield
     except ModelFileError as error:
         text = str(error)
-        raise (error if text.startswith(str(path)) else type(error)(f"{path}: {text}")) from None
+        raise (error if text.startswith(str(path)) else type(error)(f"{path}: {_plain(text)}")) from None
+
+
+def _plain(text: str) -> str:
+    """Both ends of what is longer than MOST_TOLD characters, with escapes for those that cannot be printed."""
+    if len(text) > MOST_TOLD:
+        text = f"{text[: MOST_TOLD // 2]} ... {text[-MOST_TOLD // 2 :]}"
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 @contextmanager

@@ -390,6 +390,14 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a bias of an embedding": (_embedding_with_bias, "no bias of an embedding"),
     "two names for a module": (_two_names, "expected one change of this tensor"),
     "little that becomes much": (_pooled, "qalora_group_size: expected at most 536870912 values"),
+    "a name of two lines": (
+        _put("base_model.model.a\n\x1b[31m.weight", 4),
+        r"base_model.model.a\n\x1b[31m.weight",
+    ),
+    "a name that does not end": (
+        _put("base_model.model." + "x" * 100000, 0),
+        "expected dimensions of 1 or more",
+    ),
     "no tensors": (lambda _, values: values.clear(), "expected tensors"),
 }
 
