@@ -32,8 +32,9 @@ inline double half_value(std::uint16_t bits) {
   return bits >> 15 ? -magnitude : magnitude;
 }
 
-// The half nearest to a finite value, the even one of two; infinity from 65520 on.
+// The half nearest to a value, the even one of two; infinity from 65520 on, NaN of NaN.
 inline std::uint16_t nearest_half(double value) {
+  if (std::isnan(value)) return 0x7e00;
   const std::uint16_t sign = std::signbit(value) ? 0x8000 : 0;
   const double magnitude = std::abs(value);
   if (magnitude >= 65520) return sign | 0x7c00;
