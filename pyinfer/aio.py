@@ -40,8 +40,7 @@ async def _opened(open_stream: Callable[[], Stream]) -> Stream:
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        while not future.done():
-            await _settled(future)
+        await _settled(future)
         if not future.cancelled() and future.exception() is None:
             future.result().close()
         raise
@@ -54,12 +53,12 @@ async def _stepped(stream: Stream, work: Callable[[], T]) -> T:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         stream.cancel()
-        while not future.done():
-            await _settled(future)
+        await _settled(future)
         raise
 
 
 async def _settled(future: asyncio.Future[T]) -> None:
-    """Waits for the thread; a second cancellation is dropped, for the first one is under way."""
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.wait([future])
+    """Waits for the thread; further cancellations are dropped, for the first one is under way."""
+    while not future.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([future])

@@ -42,3 +42,8 @@ class Cancelled(PyinferError):
 
 class DownloadError(PyinferError, OSError):
     """A model could not be fetched or is not the file it should be."""
+
+
+def plain(text: str) -> str:
+    """The text with everything spelled out that a terminal would obey: names in files may hold anything."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

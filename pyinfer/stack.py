@@ -332,11 +332,10 @@ def _check_replaced(item: Replaced, shapes: Mapping[str, tuple[int, int]], spec:
 
 def _check_layers(source: AdapterSource, spec: Spec) -> None:
     """A role that is meant to change in every layer does."""
+    changed = {(item.role, item.layer) for item in source.changes}
+    changed |= {(item.role, item.layer) for item in source.replaced}
     for role in sorted(source.in_every_layer):
-        places = [(item.role, item.layer) for item in source.changes]
-        places += [(item.role, item.layer) for item in source.replaced]
-        layers = {layer for found, layer in places if found == role}
-        missing = sorted(set(range(spec.n_layers)) - layers)
+        missing = [layer for layer in range(spec.n_layers) if (role, layer) not in changed]
         if missing:
             raise ModelFileError(
                 f"expected changes of {role} in {spec.n_layers} layers, found none in layer {missing[0]}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pyinfer import cache
 from pyinfer.adapters import Adapter
 from pyinfer.cli import answer, conversation, options, terminal
-from pyinfer.errors import PyinferError, RequestError
+from pyinfer.errors import PyinferError, RequestError, plain
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -46,7 +46,7 @@ def chat(
         session.messages = said
         talk = Chat(session, wanted, asked, raw=raw, stats=stats)
         mode = "continues your text" if raw else "is ready"
-        terminal.note(f"{terminal.plain(model.name)} {mode}. /help lists commands, Ctrl-D leaves.")
+        terminal.note(f"{plain(model.name)} {mode}. /help lists commands, Ctrl-D leaves.")
         _converse(talk, _prompt_session())
     return 0
 

@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from pyinfer.errors import plain
 from pyinfer.fetch import Progress
 
-__all__ = ["note", "plain", "print_json", "progress", "sentence", "size", "table"]
+__all__ = ["note", "print_json", "progress", "sentence", "size", "table"]
 
 PATIENCE_SECONDS = 1.0
 """Work shorter than this shows no bar."""
@@ -59,11 +60,6 @@ def sentence(error: BaseException) -> str:
     elif isinstance(error, MemoryError) and not text:
         text = "out of memory"
     return plain(" ".join(text.split()))
-
-
-def plain(text: str) -> str:
-    """The text with everything spelled out that a terminal would obey: names in files may hold anything."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pyinfer import _core, files
 from pyinfer.convert.metadata import Metadata, told
-from pyinfer.errors import ModelFileError, PyinferError, UnsupportedError
+from pyinfer.errors import ModelFileError, PyinferError, UnsupportedError, plain
 
 ReadRows = Callable[[int, int], NDArray[np.uint8]]
 """read(start, stop) -> the bytes of rows start...stop-1 as the source stores them."""
@@ -362,14 +362,14 @@ def in_file(path: Path | str) -> Iterator[None]:
         yield
     except ModelFileError as error:
         text = str(error)
-        raise (error if text.startswith(str(path)) else type(error)(f"{path}: {_plain(text)}")) from None
+        raise (error if text.startswith(str(path)) else type(error)(f"{path}: {_short(text)}")) from None
 
 
-def _plain(text: str) -> str:
-    """Both ends of what is longer than MOST_TOLD characters, with escapes for those that cannot be printed."""
+def _short(text: str) -> str:
+    """Both ends of what is longer than MOST_TOLD characters, spelled out."""
     if len(text) > MOST_TOLD:
         text = f"{text[: MOST_TOLD // 2]} ... {text[-MOST_TOLD // 2 :]}"
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return plain(text)
 
 
 @contextmanager

@@ -51,8 +51,9 @@ _FACTOR = re.compile(
     r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?:\.(?P<leaf>weight|bias))?"
 )
 MAX_COLUMNS = 1 << 20
-MAX_UNPOOLED = 1 << 29
 """Of A: more than any linear of a model has inputs."""
+MAX_UNPOOLED = 1 << 29
+"""Values of all A together, made as wide as the inputs."""
 _TOKENS = re.compile(r"(?P<path>.+)\.token_adapter\.trainable_tokens_delta(?:\.[^.]+)?")
 _TABLE = re.compile(r"(?P<path>.+)\.token_adapter\.base_layer\.weight")
 """What the trained rows stand in: PEFT keeps it where the vocabulary grew."""
@@ -107,10 +108,10 @@ def _weights(path: Path) -> Path:
 
 
 def _in_every_layer(changes: tuple[LowRank, ...], config: PeftConfig) -> frozenset[str]:
-    """Roles of the targets that stand for a module of each layer: `q_proj`, not `layers.3.self_attn.q_proj`."""
+    """Roles of the targets that stand for a module of each layer."""
     if not isinstance(config.targets, tuple) or config.layers or config.excludes:
         return frozenset()
-    general = [name for name in config.targets if not any(part.isdigit() for part in name.split("."))]
+    general = [name for name in config.targets if not _names_a_layer(name)]
     return frozenset(
         change.role
         for change in changes
@@ -120,7 +121,7 @@ def _in_every_layer(changes: tuple[LowRank, ...], config: PeftConfig) -> frozens
 
 def _saved_in_every_layer(replaced: Iterable[Replaced], config: PeftConfig) -> frozenset[str]:
     """Roles of whole tensors that stand for one in each layer."""
-    general = tuple(name for name in config.saved if not any(part.isdigit() for part in name.split(".")))
+    general = tuple(name for name in config.saved if not _names_a_layer(name))
     return frozenset(
         item.role
         for item in replaced
@@ -128,6 +129,11 @@ def _saved_in_every_layer(replaced: Iterable[Replaced], config: PeftConfig) -> f
         and (found := _WHOLE.fullmatch(item.name))
         and found["path"].endswith(general)
     )
+
+
+def _names_a_layer(name: str) -> bool:
+    """Whether a name has the number of a layer in it, as `layers.3.self_attn.q_proj` does."""
+    return any(part.isdigit() for part in name.split("."))
 
 
 def _is_in(path: str, name: str) -> bool:
@@ -412,17 +418,20 @@ def _check_what_is_missing(
         if not any(path.endswith(saved) for path in whole):
             raise ModelFileError(f"modules_to_save: expected tensors of {saved!r}, found none"[:200])
     _check_token_rows(replaced, config)
-    layers = {module.layer for module in adapted if module.layer != NO_LAYER}
     for layer in config.layers or ():
-        if adapted and layer not in layers:
-            raise ModelFileError(f"layers_to_transform: expected tensors of layer {layer}, found none")
-        here = [module for module in adapted if module.layer == layer]
-        for target in _wanted(config):
-            of_all_layers = not any(part.isdigit() for part in target.split("."))
-            if of_all_layers and not any(_is_in(module.path, target) for module in here):
-                raise ModelFileError(
-                    f"layers_to_transform: expected tensors of {target!r} in layer {layer}, found none"[:200]
-                )
+        _check_layer(layer, adapted, config)
+
+
+def _check_layer(layer: int, adapted: list[_Module], config: PeftConfig) -> None:
+    """One of layers_to_transform has tensors, and those of each target that stands for a module of each layer."""
+    here = [module for module in adapted if module.layer == layer]
+    if adapted and not here:
+        raise ModelFileError(f"layers_to_transform: expected tensors of layer {layer}, found none")
+    for target in _wanted(config):
+        if not _names_a_layer(target) and not any(_is_in(module.path, target) for module in here):
+            raise ModelFileError(
+                f"layers_to_transform: expected tensors of {target!r} in layer {layer}, found none"[:200]
+            )
 
 
 def _wanted(config: PeftConfig) -> list[str]:

@@ -183,9 +183,7 @@ def _patterns(values: Mapping[str, Any], name: str, checked: Any) -> Patterns:
 
 
 def _pattern(name: str, pattern: str) -> re.Pattern[str]:
-    """A regular expression for the end of a path, one that cannot take long: no repeated groups, no references, few
-    ways to match.
-    """
+    """A regular expression for the end of a path, whose ways can be counted: no repeated groups, no references."""
     simple = len(pattern) <= MAX_PATTERN and not _NESTED_REPEAT.search(pattern)
     if not simple or "(?" in pattern or re.search(r"\\[1-9]", pattern):
         raise UnsupportedError(f"{name}: expected simple patterns, found {pattern!r}"[:200])
