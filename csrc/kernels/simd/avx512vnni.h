@@ -46,6 +46,11 @@ inline float f_hmax(F a) { return _mm512_reduce_max_ps(a); }
 inline F f_keep_from(F y, F x, F limit) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), y); }
 inline F f_from_i(I a) { return _mm512_cvtepi32_ps(a); }
 inline I f_round(F a) { return _mm512_cvtps_epi32(a); }  // to nearest, ties to even
+// The same value, made where this stands: the compiler must not put off what it is loaded from.
+inline F f_now(F a) {
+  asm volatile("" : "+v"(a));
+  return a;
+}
 inline F f_from_bits(I a) { return _mm512_castsi512_ps(a); }
 inline F f_load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 inline void f_store_half(uint16_t* p, F a) {

@@ -40,6 +40,11 @@ inline F f_keep_from(F y, F x, F limit) {
 }
 inline F f_from_i(I a) { return vcvtq_f32_s32(a); }
 inline I f_round(F a) { return vcvtnq_s32_f32(a); }  // to nearest, ties to even
+// The same value, made where this stands: the compiler must not put off what it is loaded from.
+inline F f_now(F a) {
+  asm volatile("" : "+w"(a));
+  return a;
+}
 inline F f_from_bits(I a) { return vreinterpretq_f32_s32(a); }
 inline F f_load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 inline void f_store_half(uint16_t* p, F a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }

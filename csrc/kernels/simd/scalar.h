@@ -116,6 +116,7 @@ inline F f_from_i(I a) {
 inline I f_round(F a) {
   return each<I>([&](int i) { return (int32_t)(float_to_bits(a.v[i] + 12582912.0f) - 0x4b400000u); });
 }
+inline F f_now(F a) { return a; }
 inline F f_from_bits(I a) {
   return each<F>([&](int i) { return bits_to_float((uint32_t)a.v[i]); });
 }

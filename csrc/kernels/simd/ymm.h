@@ -53,6 +53,11 @@ inline float f_hmax(F a) {
 inline F f_keep_from(F y, F x, F limit) { return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), y); }
 inline F f_from_i(I a) { return _mm256_cvtepi32_ps(a); }
 inline I f_round(F a) { return _mm256_cvtps_epi32(a); }  // to nearest, ties to even
+// The same value, made where this stands: the compiler must not put off what it is loaded from.
+inline F f_now(F a) {
+  asm volatile("" : "+x"(a));
+  return a;
+}
 inline F f_from_bits(I a) { return _mm256_castsi256_ps(a); }
 inline F f_load_half(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 inline void f_store_half(uint16_t* p, F a) {
