@@ -95,6 +95,9 @@ struct Product {
   float* out;                   // (queries, columns)
   int out_stride;
   bool adds;  // to what is there
+  // From b to what is multiplied next, of the same shape: each load asks for its counterpart there, which the processor does not foresee, since
+  // keys and values of a head come a page at a time. 0 where nothing comes next.
+  uintptr_t ahead;
 };
 
 // V vectors of kLanes columns for Q rows: out += a · b.
@@ -115,7 +118,10 @@ inline void multiply_add(const Product<Kv>& product, int column) {
   for (int k = 0; k < product.n; k += Kv::kTogether, a += Kv::kTogether, b += product.b_stride * Kv::kTogether) {
     decltype(Kv::load(b)) row[V];
     PYINFER_UNROLL
-    for (int v = 0; v < V; ++v) row[v] = Kv::load(b + v * kLanes * Kv::kTogether);
+    for (int v = 0; v < V; ++v) {
+      row[v] = Kv::load(b + v * kLanes * Kv::kTogether);
+      __builtin_prefetch((const void*)((uintptr_t)(b + v * kLanes * Kv::kTogether) + product.ahead));
+    }
     PYINFER_UNROLL
     for (int i = 0; i < Q; ++i) {
       PYINFER_UNROLL
@@ -130,14 +136,29 @@ inline void multiply_add(const Product<Kv>& product, int column) {
   }
 }
 
+// The most queries that leave room in the registers for the sums of four vectors each.
+constexpr int kWideQueries = (kRegisters - 5) / 4;
+
 // All columns, rounded up to whole vectors. Each vector of halves costs a conversion that Q queries share. With few queries four vectors at
 // a time, for sums enough to wait for; with many as leave the sums in registers, or one where the factor comes with the instruction.
 template <class Kv, int Q>
 inline void multiply_add_columns(const Product<Kv>& product, int columns) {
-  constexpr int V = Q * 4 + 5 <= kRegisters ? 4 : kBroadcasts ? 1 : 2;
+  constexpr int V = Q <= kWideQueries ? 4 : kBroadcasts ? 1 : 2;
   int c = 0;
   for (; c + V * kLanes <= columns; c += V * kLanes) multiply_add<Kv, Q, V>(product, c);
   for (; c < columns; c += kLanes) multiply_add<Kv, Q, 1>(product, c);
+}
+
+// The same in two halves, each with four vectors at a time. One vector at a time would meet the page in strides, once a vector: of so few queries
+// one token's attention waits for memory.
+template <class Kv, int Q>
+inline void multiply_add_halves(const Product<Kv>& product, int columns) {
+  constexpr int kFirst = (Q + 1) / 2;
+  multiply_add_columns<Kv, kFirst>(product, columns);
+  const Product<Kv> second{
+      product.a + kFirst * kPagePositions,       product.scales + kFirst, product.n,    product.b, product.b_stride,
+      product.out + kFirst * product.out_stride, product.out_stride,      product.adds, 0};
+  multiply_add_columns<Kv, Q - kFirst>(second, columns);
 }
 
 // As above with the number of queries as a constant: 1 … Q.
@@ -146,7 +167,11 @@ void multiply_add_queries(int n_queries, const Product<Kv>& product, int columns
   if constexpr (Q == 1) {
     multiply_add_columns<Kv, 1>(product, columns);
   } else if (n_queries == Q) {
-    multiply_add_columns<Kv, Q>(product, columns);
+    if constexpr (kBroadcasts && Q > kWideQueries && Q <= 2 * kWideQueries) {
+      multiply_add_halves<Kv, Q>(product, columns);
+    } else {
+      multiply_add_columns<Kv, Q>(product, columns);
+    }
   } else {
     multiply_add_queries<Kv, Q - 1>(n_queries, product, columns);
   }
@@ -234,7 +259,7 @@ inline void prefetch_scales(const float* scales) {
 // Goes on to a page: scores, weights, outputs. What queries have in common is done for all of them at once, a step after the other, so that
 // the processor has several at hand where one would wait for itself.
 template <class Kv>
-inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page) {
+inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page, bool is_last) {
   const int start = page * kPagePositions;
   const auto* k = (const typename Kv::Value*)(args.pages[page] + args.k_offset);
   const auto* v = (const typename Kv::Value*)(args.pages[page] + args.v_offset);
@@ -257,7 +282,8 @@ inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page) 
                               kPagePositions,
                               queries.s[0],
                               kPagePositions,
-                              d > 0};
+                              d > 0,
+                              (uintptr_t)v - (uintptr_t)k};
     multiply_add_queries<Kv>(queries.n, product, longest);
   }
 
@@ -297,7 +323,8 @@ inline void attend_page(Queries<Kv>& queries, const AttendArgs& args, int page) 
   for (int i = 0; i < queries.n; i += kLanes)
     f_store(queries.l + i, f_add(f_mul(f_load(queries.l + i), f_load(decay + i)), f_load(sums + i)));
 
-  const Product<Kv> product{weights, scales, longest, v, args.v_stride, queries.o, args.v_stride, true};
+  const uintptr_t next = is_last ? 0 : (uintptr_t)(args.pages[page + 1] + args.k_offset) - (uintptr_t)v;
+  const Product<Kv> product{weights, scales, longest, v, args.v_stride, queries.o, args.v_stride, true, next};
   multiply_add_queries<Kv>(queries.n, product, args.v_stride);
 }
 
@@ -344,7 +371,7 @@ void attend(const AttendArgs& args) {
     }
     // The first query of a round is of its first row, which sees the earliest positions.
     for (int page = queries.first[0] / kPagePositions; page * kPagePositions < n_seen; ++page)
-      attend_page<Kv>(queries, args, page);
+      attend_page<Kv>(queries, args, page, (page + 1) * kPagePositions >= n_seen);
     for (int i = 0; i < queries.n; ++i) {
       const int row = (first + i) / args.n_heads, head = (first + i) % args.n_heads;
       float* out = args.out + (size_t)row * args.out_stride + (size_t)(head * args.head_dim);
