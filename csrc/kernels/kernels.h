@@ -33,6 +33,10 @@ enum { kMaxFormats = 24 };  // numbers of weight formats are below this
 // f32 panel of R rows: float x[R][panel_stride], columns padded with zeros to whole groups of the weights' format.
 enum { kPanelBlockBytes = 52 };  // bytes a row and block of the int8 panel
 
+// Most rows of an int8 product to which others may be added as it is made.
+enum { kAddedRows = 2 };
+
+struct AddedProduct;
 struct MatmulArgs {
   const uint8_t* tiles;  // n_tiles packed tiles of 16 weight rows
   size_t n_tiles;
@@ -43,10 +47,20 @@ struct MatmulArgs {
   int n_rows;           // rows in the panel
   float* out;           // out[row · out_stride + 16 · tile + i], whole tiles are written
   size_t out_stride;
-  bool accumulate;       // out += product, instead of out = product
-  int scale_blocks = 1;  // blocks that share a scale in an int8 panel: 1 or 2
+  bool accumulate;                      // out += product, instead of out = product
+  int scale_blocks = 1;                 // blocks that share a scale in an int8 panel: 1 or 2
+  const AddedProduct* added = nullptr;  // float products that are added to an int8 one of up to kAddedRows rows
+  size_t n_added = 0;
 };
 typedef void (*Matmul)(const MatmulArgs&);
+
+// One tile of a float product of 1 … kAddedRows rows, with the bits of matmul_f32.
+typedef void (*MatmulTile)(const MatmulArgs&, size_t tile);
+// A float product of as many tiles as another, to some of whose rows it is added: each tile as soon as the other's is there.
+struct AddedProduct {
+  MatmulTile matmul_tile;
+  MatmulArgs args;
+};
 
 // How keys and values are kept: halves, or signed integers of 8, or 13 and 14, bits with a float scale a position and head.
 enum KvFormat { kKvF16, kKvQ8, kKvI16, kKvFormats };
@@ -81,6 +95,7 @@ struct Kernels {
   // By format number; entry 0 (vector) and int8 entries of float formats are null.
   Matmul matmul_int8[kMaxFormats];
   Matmul matmul_f32[kMaxFormats];
+  MatmulTile matmul_tile[kMaxFormats];  // of float formats
 
   // n_rows rows of `cols` floats into a panel where scale_blocks blocks share a scale, columns padded with zeros to a multiple of kPanelCols.
   void (*pack_int8)(const float* x, size_t stride, int n_rows, size_t cols, int scale_blocks, uint8_t* panel);

@@ -196,6 +196,11 @@ PYINFER_INLINE void put(const F (&sums)[S][R], const MatmulArgs& args, size_t at
   }
 }
 
+// Not inlined, so that who has nothing to add does not pay for it.
+__attribute__((noinline)) void add_products(const MatmulArgs& args, size_t tile) {
+  for (size_t i = 0; i < args.n_added; ++i) args.added[i].matmul_tile(args.added[i].args, tile);
+}
+
 // With few rows the strips of a tile go together, so that memory is read once in order; with many they go one by one, so that the sums
 // fit the registers.
 template <class Format, int R, int Blocks>
@@ -209,6 +214,9 @@ void int8_rows(const MatmulArgs& args) {
       for (int i = 0; i < S * R; ++i) sums[i / R][i % R] = f_zero();
       int8_strips<Format, R, S, Blocks>(args, groups, strip, sums);
       put<R, S>(sums, args, t * kTileRows + (size_t)(kLanes * strip));
+    }
+    if constexpr (R <= kAddedRows) {
+      if (args.n_added > 0) add_products(args, t);
     }
   }
 }
@@ -239,12 +247,15 @@ constexpr int kParities = 2 * R * S * T + 2 * S + 1 <= kRegisters ? 2 : 1;
 template <class Format, int R>
 constexpr bool kFetchesFloats = R <= 4 && is_float_format<Format>;
 constexpr size_t kFloatBytesAhead = 8192;
+// The same of tiles that are added to another product, between which there is more time.
+constexpr size_t kAddedTilesAhead = 2;
 
 // The sums over columns first, first + 2 … of n_cols, from each of T places, where the first row of the panel stands at x[t]; of P = 2 also over
-// the columns between them.
+// the columns between them. Asks for what lies `ahead` bytes further on.
 template <class Format, int R, int S, int T, int P>
 PYINFER_INLINE void f32_pass(const typename Format::Group* const (&groups)[T], size_t n_cols, int first_strip,
-                             const float* const (&x)[T], size_t stride, size_t first, F (&sums)[P][T][S][R]) {
+                             const float* const (&x)[T], size_t stride, size_t first, size_t ahead,
+                             F (&sums)[P][T][S][R]) {
   constexpr size_t kColumnBytes = sizeof **groups / Format::kGroupCols;
   PYINFER_UNROLL
   for (int i = 0; i < P * T * S * R; ++i) sums[i / (T * S * R)][i / (S * R) % T][i / R % S][i % R] = f_zero();
@@ -254,7 +265,7 @@ PYINFER_INLINE void f32_pass(const typename Format::Group* const (&groups)[T], s
       const int p = i / T, t = i % T;
       if constexpr (kFetchesFloats<Format, R>) {
         if (p == 0 || kColumnBytes >= kCacheLine)
-          __builtin_prefetch((const uint8_t*)groups[t] + c * kColumnBytes + kFloatBytesAhead, 0, 2);
+          __builtin_prefetch((const uint8_t*)groups[t] + c * kColumnBytes + ahead, 0, 2);
       }
       F w[S];
       PYINFER_UNROLL
@@ -272,12 +283,12 @@ PYINFER_INLINE void f32_pass(const typename Format::Group* const (&groups)[T], s
 // The sums over n_groups groups from each of T places.
 template <class Format, int R, int S, int T>
 PYINFER_INLINE void f32_sums(const typename Format::Group* const (&groups)[T], size_t n_groups, int first_strip,
-                             const float* const (&x)[T], size_t stride, F (&sums)[T][S][R]) {
+                             const float* const (&x)[T], size_t stride, size_t ahead, F (&sums)[T][S][R]) {
   constexpr int P = kParities<R, S, T>;
   const size_t n_cols = n_groups * Format::kGroupCols;
   F even[P][T][S][R], odd[1][T][S][R];
-  f32_pass<Format, R, S, T, P>(groups, n_cols, first_strip, x, stride, 0, even);
-  if constexpr (P == 1) f32_pass<Format, R, S, T, 1>(groups, n_cols, first_strip, x, stride, 1, odd);
+  f32_pass<Format, R, S, T, P>(groups, n_cols, first_strip, x, stride, 0, ahead, even);
+  if constexpr (P == 1) f32_pass<Format, R, S, T, 1>(groups, n_cols, first_strip, x, stride, 1, ahead, odd);
   PYINFER_UNROLL
   for (int i = 0; i < T * S * R; ++i) {
     const int t = i / (S * R), s = i / R % S, r = i % R;
@@ -297,7 +308,7 @@ PYINFER_INLINE void f32_add(const typename Format::Group* groups, size_t n_group
     from[t] = groups + (size_t)t * kSumGroups<Format>;
     columns[t] = x + (size_t)t * kSumGroups<Format> * Format::kGroupCols;
   }
-  f32_sums<Format, R, S, T>(from, n_groups, first_strip, columns, stride, sums);
+  f32_sums<Format, R, S, T>(from, n_groups, first_strip, columns, stride, kFloatBytesAhead, sums);
   PYINFER_UNROLL
   for (int i = 0; i < T * S * R; ++i) {
     F& total = totals[i / R % S][i % R];
@@ -318,7 +329,7 @@ PYINFER_INLINE size_t f32_short_tiles(const MatmulArgs& args, size_t first) {
     }
     for (int strip = 0; strip < kStrips; strip += S) {
       F sums[T][S][R];
-      f32_sums<Format, R, S, T>(groups, args.n_groups, strip, x, args.panel_stride, sums);
+      f32_sums<Format, R, S, T>(groups, args.n_groups, strip, x, args.panel_stride, kFloatBytesAhead, sums);
       PYINFER_UNROLL
       for (int t = 0; t < T; ++t) put<R, S>(sums[t], args, (first + (size_t)t) * kTileRows + (size_t)(kLanes * strip));
     }
@@ -373,6 +384,48 @@ __attribute__((noinline)) void f32_long(const MatmulArgs& given, int first) {
       }
       put<R, S>(totals, args, t * kTileRows + (size_t)(kLanes * strip));
     }
+  }
+}
+
+// One tile added to what is there. Where it is short all of it is here: the processor works on it and on the product around it at a time.
+template <class Format, int R>
+PYINFER_INLINE void f32_tile(const MatmulArgs& args, size_t tile) {
+  if (args.n_groups > kSumGroups<Format>) {
+    MatmulArgs one = float_rows<R>(args, 0);
+    one.tiles += tile * one.tile_bytes;
+    one.n_tiles = 1;
+    one.out += tile * kTileRows;
+    f32_long<Format, R>(one, 0);
+    return;
+  }
+  constexpr int S = float_strips<R>();
+  const typename Format::Group* const groups[1] = {
+      (const typename Format::Group*)(args.tiles + tile * args.tile_bytes)};
+  const float* const x[1] = {(const float*)args.panel};
+  for (int strip = 0; strip < kStrips; strip += S) {
+    F sums[1][S][R];
+    f32_sums<Format, R, S, 1>(groups, args.n_groups, strip, x, args.panel_stride, kAddedTilesAhead * args.tile_bytes,
+                              sums);
+    put<R, S>(sums[0], args, tile * kTileRows + (size_t)(kLanes * strip));
+  }
+}
+
+template <class Format>
+void matmul_tile(const MatmulArgs& args, size_t tile) {
+  static_assert(kAddedRows == 2);
+  if (args.n_rows == 1) {
+    f32_tile<Format, 1>(args, tile);
+  } else {
+    f32_tile<Format, 2>(args, tile);
+  }
+}
+
+template <class Format>
+constexpr MatmulTile matmul_tile_entry() {
+  if constexpr (is_float_format<Format>) {
+    return matmul_tile<Format>;
+  } else {
+    return nullptr;
   }
 }
 

@@ -31,6 +31,12 @@ constexpr Kernels kTable = {
 #include "formats/formats.inc"
     },
 #undef PYINFER_FORMAT
+#define PYINFER_FORMAT(name, type) matmul_tile_entry<type>(),
+    {
+        nullptr,
+#include "formats/formats.inc"
+    },
+#undef PYINFER_FORMAT
     pack_int8,
     int8_remainder,
     rms_norm,

@@ -13,19 +13,18 @@ Matmul matmul_of(const Workspace& w, const Matrix& matrix) {
 }
 
 // Tiles [begin, end) of B times t, onto `out`.
-void add_product(const Workspace& w, const LowRank& low, const float* t, size_t n_rows, size_t begin, size_t end,
-                 float* out, size_t stride) {
-  const MatmulArgs args{low.b.tiles + begin * low.b.tile_bytes,
-                        end - begin,
-                        low.b.tile_bytes,
-                        low.b.n_groups,
-                        reinterpret_cast<const uint8_t*>(t + low.first),
-                        w.low_rank,
-                        static_cast<int>(n_rows),
-                        out,
-                        stride,
-                        true};
-  matmul_of(w, low.b)(args);
+MatmulArgs product(const Workspace& w, const LowRank& low, const float* t, size_t n_rows, size_t begin, size_t end,
+                   float* out, size_t stride) {
+  return {low.b.tiles + begin * low.b.tile_bytes,
+          end - begin,
+          low.b.tile_bytes,
+          low.b.n_groups,
+          reinterpret_cast<const uint8_t*>(t + low.first),
+          w.low_rank,
+          static_cast<int>(n_rows),
+          out,
+          stride,
+          true};
 }
 
 // t = scale ⊙ sums, of one row; t may be sums.
@@ -154,9 +153,12 @@ bool LowRankJob::asks_ahead() const {
 void LowRankJob::expect_next(size_t begin, size_t end, size_t n_tiles) const {
   if (!asks_ahead()) return;
   for (const Piece& piece : input_.pieces) {
-    const Matrix& a = piece.adapters->inputs[input_.number + 1].a;
-    const size_t bytes = a.tiles == nullptr ? 0 : a.n_tiles() * a.tile_bytes, from = bytes * begin / n_tiles;
-    cpu_prefetch(a.tiles + from, bytes * end / n_tiles - from);
+    const AdaptedInput* next = piece.adapters->inputs + input_.number + 1;
+    const size_t tiles = next->a.tiles == nullptr ? 0 : next->a.n_tiles();
+    const size_t bytes = tiles * next->a.tile_bytes, from = bytes * begin / n_tiles;
+    cpu_prefetch(next->a.tiles + from, bytes * end / n_tiles - from);
+    cpu_prefetch(next->scale, tiles * kTile * sizeof(float));
+    cpu_prefetch(next + 1, sizeof *next);  // there is one: the embedding's is the last
   }
 }
 
@@ -172,6 +174,21 @@ void LowRankJob::expect(const AdaptedTiles& tiles) const {
         cpu_prefetch(t_of(piece, row) + low.first, low.b.cols * sizeof(float));
     }
   }
+}
+
+size_t LowRankJob::added(const AdaptedTiles& tiles, AddedProduct (&products)[kAddedRows]) const {
+  if (input_.pieces.empty() || input_.n_rows > kAddedRows) return 0;
+  if (n_unfinished_.load(std::memory_order_acquire) != 0) return 0;
+  size_t n = 0;
+  for (const Piece& piece : pieces_of(tiles.first_row, tiles.n_rows)) {
+    const LowRank& low = adapted(piece).targets[tiles.target];
+    if (low.gain != nullptr || low.bias != nullptr) return 0;
+    if (low.b.tiles == nullptr) continue;
+    float* out = tiles.out + (piece.first_row - tiles.first_row) * tiles.stride;
+    products[n++] = {w_.kernels.matmul_tile[static_cast<size_t>(low.b.format)],
+                     product(w_, low, t_of(piece, 0), piece.n_rows, tiles.begin, tiles.end, out, tiles.stride)};
+  }
+  return n;
 }
 
 void LowRankJob::wait() const {
@@ -204,7 +221,7 @@ void LowRankJob::add(const AdaptedTiles& tiles) const {
     const LowRank& low = adapted(piece).targets[tiles.target];
     float* out = tiles.out + (piece.first_row - tiles.first_row) * tiles.stride;
     if (low.b.tiles != nullptr)
-      add_product(w_, low, t_of(piece, 0), piece.n_rows, tiles.begin, tiles.end, out, tiles.stride);
+      matmul_of(w_, low.b)(product(w_, low, t_of(piece, 0), piece.n_rows, tiles.begin, tiles.end, out, tiles.stride));
     for (size_t r = 0; low.bias != nullptr && r < piece.n_rows; ++r) {
       for (size_t i = 0; i < (tiles.end - tiles.begin) * kTile; ++i)
         out[r * tiles.stride + i] += low.bias[tiles.begin * kTile + i];
@@ -220,7 +237,7 @@ void adapt_embedding(const Workspace& w, const AdaptedInput& adapted, size_t tok
     std::fill(t, t + w.low_rank, 0.0f);
     unpack_row(adapted.a.format, adapted.a.tiles, adapted.a.cols, token, t);
     for (size_t r = 0; r < adapted.a.cols; ++r) t[r] *= adapted.scale[r];
-    add_product(w, low, t, 1, 0, low.b.n_tiles(), out, 0);
+    matmul_of(w, low.b)(product(w, low, t, 1, 0, low.b.n_tiles(), out, 0));
   }
   for (size_t i = 0; low.bias != nullptr && i < low.b.rows; ++i) out[i] += low.bias[i];
 }

@@ -1,7 +1,7 @@
 // What stacks of adapters add to the products of a step, within the jobs of the base's product: t = scale ⊙ (A x) is made as rows are
-// packed or, where they are few, by all threads before their first tiles; after each run of tiles B t is added to them. Rows without
-// adapters are not touched. The bits of a row depend neither on the rows beside it nor on the number of threads: columns of A are cut at
-// fixed places and summed in order.
+// packed or, where they are few, by all threads before their first tiles; B t is added to runs of tiles after them or, of a row or two, to each
+// short tile as it is made. Rows without adapters are not touched. The bits of a row depend neither on the rows beside it nor on the number of
+// threads: columns of A are cut at fixed places and summed in order.
 #pragma once
 
 #include <atomic>
@@ -41,10 +41,15 @@ class LowRankJob {
   // Whether rows are so few that a step waits for weights, and A and B are asked for ahead: they are too short for the processor to see
   // them coming. With more rows they stay in the cache, and it is t that does not.
   bool asks_ahead() const;
-  // As a thread takes tiles [begin, end) of a job's n_tiles: asks for their share of the next input's A, if it asks ahead.
+  // As a thread takes tiles [begin, end) of a job's n_tiles: asks for their share of the next input's A, and for what describes it, if it asks
+  // ahead.
   void expect_next(size_t begin, size_t end, size_t n_tiles) const;
   // Before the base's product of some tiles: asks for B, or for t.
   void expect(const AdaptedTiles& tiles) const;
+
+  // What the base's product of some tiles can add as it goes: puts B t of each stack into `products` and returns their number. 0 where `add` has
+  // to follow instead: with more rows, before t is there, and where a stack scales the product or has a bias.
+  size_t added(const AdaptedTiles& tiles, AddedProduct (&products)[kAddedRows]) const;
 
   // Whether a stack scales the base's product for some of these rows: such a product must not be accumulated at once.
   bool has_gain(const AdaptedTiles& tiles) const;

@@ -1,5 +1,6 @@
 // Panels of activations, and their products with packed weights.
 #include <algorithm>
+#include <numeric>
 
 #include "base/buffer.h"
 #include "check.h"
@@ -22,23 +23,55 @@ struct Product {
   // (n_rows, stride): what the kernel makes of n_rows activations (n_rows, cols), on top of `before`.
   std::vector<float> run(const Kernels& kernels, const std::vector<float>& x, int n_rows,
                          const std::vector<float>* before) const {
-    const std::size_t panel_cols = reference::padded(cols, kPanelCols), out_stride = stride(), gap = 3;
-    const std::size_t row_bytes = int8 ? panel_cols / 32 * kPanelBlockBytes : (panel_cols + gap) * 4;
-    Buffer<std::uint8_t> panel(row_bytes * static_cast<std::size_t>(n_rows)), tiles(packed.size());
-    std::copy(packed.begin(), packed.end(), tiles.data());
-    if (int8) {
-      kernels.pack_int8(x.data(), cols, n_rows, cols, scale_blocks, panel.data());
-    } else {
-      put_floats(x, static_cast<std::size_t>(n_rows), panel_cols + gap, reinterpret_cast<float*>(panel.data()));
-    }
-    std::vector<float> out(static_cast<std::size_t>(n_rows) * out_stride, untouched);
+    std::vector<float> out(static_cast<std::size_t>(n_rows) * stride(), untouched);
     if (before != nullptr) out = *before;
-    const std::size_t n_tiles = reference::padded(rows, 16) / 16, tile_bytes = packed.size() / n_tiles;
-    const std::size_t n_groups = reference::padded_cols(format, cols) / reference::columns_of_group(format);
-    const MatmulArgs args{tiles.data(), n_tiles,    tile_bytes, n_groups,          panel.data(), panel_cols + gap,
-                          n_rows,       out.data(), out_stride, before != nullptr, scale_blocks};
-    (int8 ? kernels.matmul_int8 : kernels.matmul_f32)[static_cast<std::size_t>(format)](args);
+    run(kernels, Operands(*this, kernels, x, n_rows), out.data(), before != nullptr, {});
     return out;
+  }
+
+  // Aligned copies of n_rows activations (n_rows, cols), as a panel, and of the weights.
+  struct Operands {
+    Operands(const Product& product, const Kernels& kernels, const std::vector<float>& x, int count)
+        : n_rows(count),
+          panel_stride(reference::padded(product.cols, kPanelCols) + gap),
+          panel(static_cast<std::size_t>(count) *
+                (product.int8 ? (panel_stride - gap) / 32 * kPanelBlockBytes : panel_stride * sizeof(float))),
+          tiles(product.packed.size()) {
+      std::copy(product.packed.begin(), product.packed.end(), tiles.data());
+      if (product.int8) {
+        kernels.pack_int8(x.data(), product.cols, n_rows, product.cols, product.scale_blocks, panel.data());
+      } else {
+        product.put_floats(x, static_cast<std::size_t>(n_rows), panel_stride, reinterpret_cast<float*>(panel.data()));
+      }
+    }
+    static constexpr std::size_t gap = 3;  // floats between the rows of a float panel
+    int n_rows;
+    std::size_t panel_stride;
+    Buffer<std::uint8_t> panel, tiles;
+  };
+
+  // The kernel's arguments for an output (n_rows, out_stride).
+  MatmulArgs args(const Operands& operands, float* out, std::size_t out_stride, bool accumulate) const {
+    const std::size_t n_tiles = reference::padded(rows, 16) / 16;
+    const std::size_t n_groups = reference::padded_cols(format, cols) / reference::columns_of_group(format);
+    return {operands.tiles.data(),
+            n_tiles,
+            packed.size() / n_tiles,
+            n_groups,
+            operands.panel.data(),
+            operands.panel_stride,
+            operands.n_rows,
+            out,
+            out_stride,
+            accumulate,
+            scale_blocks};
+  }
+
+  void run(const Kernels& kernels, const Operands& operands, float* out, bool accumulate,
+           const std::vector<AddedProduct>& added) const {
+    MatmulArgs all = args(operands, out, stride(), accumulate);
+    all.added = added.data(), all.n_added = added.size();
+    (int8 ? kernels.matmul_int8 : kernels.matmul_f32)[static_cast<std::size_t>(format)](all);
   }
 
   // A float panel, with NaN between its rows, where no kernel may read.
@@ -115,6 +148,32 @@ void check_rows_alone(const Kernels& kernels, const Product& product, Random& ra
         product.run(kernels, {first, first + static_cast<std::ptrdiff_t>(product.cols)}, 1, nullptr);
     for (std::size_t row = 0; row < product.rows; ++row)
       CHECK_EQUAL(together[static_cast<std::size_t>(r) * product.stride() + row], alone[row]);
+  }
+}
+
+// An int8 product with float products added as it goes has the bits of one after the other. `shares` are their numbers of rows.
+void check_added(const Kernels& kernels, const Product& base, const Product& delta, const std::vector<int>& shares,
+                 Random& random) {
+  const int n_rows = std::accumulate(shares.begin(), shares.end(), 0);
+  const Product::Operands operands(base, kernels, random.normals(static_cast<std::size_t>(n_rows) * base.cols), n_rows);
+  const std::vector<float> before = random.normals(static_cast<std::size_t>(n_rows) * base.stride());
+  const auto at = static_cast<std::size_t>(delta.format);
+  std::vector<Product::Operands> deltas;
+  for (const int share : shares)
+    deltas.emplace_back(delta, kernels, random.normals(static_cast<std::size_t>(share) * delta.cols), share);
+  for (const bool accumulate : {false, true}) {
+    std::vector<float> expected = before, found = before;
+    base.run(kernels, operands, expected.data(), accumulate, {});
+    std::vector<AddedProduct> added;
+    std::size_t first = 0;
+    for (const Product::Operands& one : deltas) {
+      kernels.matmul_f32[at](delta.args(one, &expected[first], base.stride(), true));
+      added.push_back({kernels.matmul_tile[at], delta.args(one, &found[first], base.stride(), true)});
+      first += static_cast<std::size_t>(one.n_rows) * base.stride();
+    }
+    base.run(kernels, operands, found.data(), accumulate, added);
+    CHECK(found == expected);
+    CHECK(found != before);
   }
 }
 
@@ -307,6 +366,32 @@ TEST(matmul, products_of_a_row_do_not_depend_on_its_neighbours) {
       for (const int scale_blocks : {1, 2})
         if (reference::is_quantised(format))
           check_rows_alone(kernels, {format, 33, cols, packed, true, scale_blocks}, random);
+    }
+  });
+}
+
+TEST(matmul, products_are_added_tile_by_tile) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(9);
+    const auto packed = [&](Format format, std::size_t rows, std::size_t cols) {
+      return RandomMatrix(random, format, rows, cols, 0.05).bytes;
+    };
+    for (const Format format : all_formats) {
+      if (!reference::is_quantised(format)) {
+        CHECK(kernels.matmul_tile[static_cast<std::size_t>(format)] != nullptr);
+        continue;
+      }
+      const std::size_t cols = reference::is_k(format) ? 512 : 172;
+      const std::vector<std::uint8_t> weights = packed(format, 33, cols);
+      for (const Format added : {Format::f32, Format::f16, Format::bf16}) {
+        for (const std::size_t rank : {1, 4, 16, 64, 68, 172}) {
+          const std::vector<std::uint8_t> b = packed(added, 33, rank);
+          for (const std::vector<int>& shares : {std::vector{1}, {2}, {1, 1}})
+            for (const int scale_blocks : {1, 2})
+              check_added(kernels, {format, 33, cols, weights, true, scale_blocks}, {added, 33, rank, b, false}, shares,
+                          random);
+        }
+      }
     }
   });
 }
