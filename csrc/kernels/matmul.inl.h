@@ -196,14 +196,13 @@ PYINFER_INLINE void put(const F (&sums)[S][R], const MatmulArgs& args, size_t at
   }
 }
 
-// Not inlined, so that who has nothing to add does not pay for it.
-__attribute__((noinline)) void add_products(const MatmulArgs& args, size_t tile) {
+void add_products(const MatmulArgs& args, size_t tile) {
   for (size_t i = 0; i < args.n_added; ++i) args.added[i].matmul_tile(args.added[i].args, tile);
 }
 
 // With few rows the strips of a tile go together, so that memory is read once in order; with many they go one by one, so that the sums
 // fit the registers.
-template <class Format, int R, int Blocks>
+template <class Format, int R, int Blocks, bool Adds = false>
 void int8_rows(const MatmulArgs& args) {
   constexpr int S = R * kStrips <= 4 ? kStrips : 1;
   for (size_t t = 0; t < args.n_tiles; ++t) {
@@ -215,9 +214,7 @@ void int8_rows(const MatmulArgs& args) {
       int8_strips<Format, R, S, Blocks>(args, groups, strip, sums);
       put<R, S>(sums, args, t * kTileRows + (size_t)(kLanes * strip));
     }
-    if constexpr (R <= kAddedRows) {
-      if (args.n_added > 0) add_products(args, t);
-    }
+    if constexpr (Adds) add_products(args, t);
   }
 }
 
@@ -429,10 +426,20 @@ constexpr MatmulTile matmul_tile_entry() {
   }
 }
 
+// A function of its own: a call in the loop takes registers from who has nothing to add.
+template <class Format, int R, int Blocks>
+__attribute__((noinline)) void int8_rows_adding(const MatmulArgs& args) {
+  int8_rows<Format, R, Blocks, true>(args);
+}
+
 // R rows of a panel: all of it, or of floats those from row `first` on.
 template <class Format, bool kInt8, int R>
 void matmul_rows(const MatmulArgs& args, int first) {
   if constexpr (kInt8) {
+    if constexpr (R <= kAddedRows) {
+      if (args.n_added > 0)
+        return args.scale_blocks == 1 ? int8_rows_adding<Format, R, 1>(args) : int8_rows_adding<Format, R, 2>(args);
+    }
     if (args.scale_blocks == 1) {
       int8_rows<Format, R, 1>(args);
     } else {
