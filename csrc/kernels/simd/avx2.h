@@ -18,6 +18,14 @@ inline I add_in_order(I sum, I a) {
   return sum;
 }
 
+// sum + the products of the two 16-bit integers of each lane with those at `x`. The addition is written as assembly: GCC 12 keeps twelve such
+// sums in memory, or moves them from register to register.
+inline I i_add_pairs(I sum, I pairs, const int16_t* x) {
+  const I products = _mm256_madd_epi16(pairs, four_bytes(x));
+  asm("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products));
+  return sum;
+}
+
 inline I widen_pairs(__m256i a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
 
 // Kinds of integer weights: how the four weight bytes of each lane meet the four activations at `x`, and add up over a run of columns.

@@ -1,10 +1,17 @@
-// The vocabulary in AVX2 with AVX-VNNI: `vpdpbusd` in 256 bits.
+// The vocabulary in AVX2 with AVX-VNNI: `vpdpbusd` and `vpdpwssd` in 256 bits.
 #pragma once
 
 #include "kernels/simd/ymm.h"
 
 namespace pyinfer {
 namespace {
+
+// sum + the products of the two 16-bit integers of each lane with those at `x`. As assembly: with the intrinsic GCC 12 keeps sums in memory, or
+// moves them from register to register.
+inline I i_add_pairs(I sum, I pairs, const int16_t* x) {
+  asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(pairs), "x"(four_bytes(x)));
+  return sum;
+}
 
 // Kinds of integer weights: how the four weight bytes of each lane meet the four activations at `x`, and add up over a run of columns.
 // Unsigned, up to 6 bits. `offset` is added to the sum.

@@ -97,12 +97,6 @@ inline void i_store_bytes(int8_t* p, I a) {
 inline void i_store_words(int16_t* p, I a) {
   _mm_storeu_si128((__m128i*)p, _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
 }
-// sum + the products of the two 16-bit integers of each lane with those at `x`.
-inline I i_add_pairs(I sum, I pairs, const int16_t* x) {
-  int32_t two;
-  memcpy(&two, x, sizeof two);
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi32(two)));
-}
 
 inline B b_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline B b_low_nibbles(B a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
@@ -126,7 +120,8 @@ inline B b_insert(B low, B high, int mask) {
   return _mm256_or_si256(low, _mm256_and_si256(shifted, _mm256_set1_epi8((char)mask)));
 }
 
-inline __m256i four_bytes(const int8_t* x) {
+// The four bytes at `x` in every lane.
+inline __m256i four_bytes(const void* x) {
   int32_t four;
   memcpy(&four, x, sizeof four);
   return _mm256_set1_epi32(four);
