@@ -13,6 +13,7 @@
 
 #include "base/anonymous_memory.h"
 #include "base/buffer.h"
+#include "base/error.h"
 #include "formats/format.h"
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
@@ -29,7 +30,6 @@ constexpr size_t kMatmulCols = 2048;
 constexpr size_t kMemoryBytes = size_t{128} << 20;  // far past any last-level cache share of one core
 constexpr size_t kCacheBytes = size_t{256} << 10;   // stays in a second-level cache beside its panel
 constexpr size_t kRowValues = 4096;
-constexpr size_t kSuperCols = 256;  // columns a group of the K formats
 
 // A kernel with its operands: what one call costs, and the call.
 struct Bench {
@@ -46,16 +46,16 @@ Buffer<float> random_values(size_t n) {
   return values;
 }
 
-// A packed matrix of at least `bytes`: one strip of tiles, repeated; random but where floats cannot be packed. There
-// every byte is 0x11, which makes each field of a K format a small number.
+// A packed matrix: one strip of tiles, repeated; random but where floats cannot be packed. There every byte is 0x11, which makes each field of
+// such a format a small number.
 AnonymousMemory random_tiles(Format format, size_t n_tiles) {
   const size_t tile = pyinfer::tile_bytes(format, kMatmulCols);
   const Buffer<float> values = random_values(kTileRows * kMatmulCols);
   Buffer<uint8_t> packed(tile);
-  if (pyinfer::group_cols(format) == kSuperCols) {
-    std::memset(packed.data(), 0x11, tile);
-  } else {
+  try {
     pyinfer::pack(format, values.data(), kTileRows, kMatmulCols, packed.data());
+  } catch (const pyinfer::Error&) {
+    std::memset(packed.data(), 0x11, tile);
   }
   AnonymousMemory tiles(n_tiles * tile);
   for (size_t i = 0; i < n_tiles; ++i) std::memcpy(tiles.data() + i * tile, packed.data(), tile);
