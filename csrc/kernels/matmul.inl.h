@@ -129,19 +129,34 @@ PYINFER_INLINE void add_run(const typename Format::Group& group, int b, int stri
   if constexpr (Run + 1 < kRuns) add_run<Format, R, Run + 1>(group, b, strip, x, sums);
 }
 
-// Whether a kernel fetches weights ahead of their use. Where a row or two meet weights in one stream the processor's own prefetcher does
-// better; it falls behind where there is much work for a byte, and where the bits of a value lie apart: 3, 5 or 6 of them (q6k: 2.6 times as fast).
-template <class Format, int R>
-constexpr bool kPrefetches = R >= Format::kBits || (Format::kBits & (Format::kBits - 1)) != 0;
+// Strips of a tile that R rows meet together. With few rows it is all of them, so that memory is read once in order; with many they go one by
+// one, so that the sums fit the registers.
+template <int R>
+constexpr int kStripsTogether = kStrips * R <= 4 ? kStrips : 1;
 
-// Fetches the part of what lies a few thousand bytes further on that corresponds to block `b`; past the end of the weights that does nothing.
+// Whether a kernel asks for weights ahead of their use. Strips that go one by one always do: a tile is read several times, and what comes next
+// is none of its neighbours. In one stream the processor's own prefetcher does better until there is much work for a byte, that is with more rows
+// or fewer bits, of which a vocabulary says for how many a row; and where the bits of a value lie apart: 3, 5 or 6 (AVX-512, q6k: 2.6 times as fast).
 template <class Format, int R>
-inline void prefetch_ahead(const typename Format::Group& group, int b) {
-  constexpr size_t kGroupsAhead = is_super_format<Format> ? (R <= 2 ? 3 : 2) : 4;
+constexpr bool kPrefetches =
+    kStripsTogether<R> < kStrips || kAskedBits * R >= Format::kBits || (Format::kBits & (Format::kBits - 1)) != 0;
+
+// Asks for what corresponds to block `b` of a group `ahead` bytes further on; past the end of the weights that does nothing.
+template <class Format, int R>
+inline void prefetch_ahead(const typename Format::Group& group, int b, size_t ahead) {
   constexpr size_t kBytes = sizeof group / (Format::kGroupCols / kBlock);
-  const uint8_t* ahead = (const uint8_t*)(&group + kGroupsAhead) + (size_t)b * kBytes;
+  const uint8_t* from = (const uint8_t*)&group + (size_t)b * kBytes + ahead;
   PYINFER_UNROLL
-  for (size_t i = 0; i < kBytes; i += kCacheLine) __builtin_prefetch(ahead + i);
+  for (size_t i = 0; i < kBytes * kStripsTogether<R> / kStrips; i += kCacheLine) __builtin_prefetch(from + i);
+}
+
+// How far ahead that is: a few groups, or, of strips that go one by one, the next tile, each of them asking for its part of it.
+template <class Format, int R>
+inline size_t prefetch_distance(size_t tile_bytes, int strip) {
+  constexpr size_t kGroup = sizeof(typename Format::Group);
+  if constexpr (kStripsTogether<R> < kStrips)
+    return tile_bytes + kGroup / (Format::kGroupCols / kBlock) * (size_t)strip / kStrips;
+  return kGroup * (is_super_format<Format> ? (R <= 2 ? 3 : 2) : (R <= 2 ? 8 : 4));
 }
 
 // The minimum of each run of a block times the sum of its activations.
@@ -162,13 +177,14 @@ PYINFER_INLINE void int8_strips(const MatmulArgs& args, const typename Format::G
                                 F (&sums)[S][R]) {
   static_assert(Format::kGroupCols / kBlock % 2 == 0);  // no scale is shared across groups
   const auto* x = (const PanelBlock<R>*)args.panel;
+  const size_t ahead = prefetch_distance<Format, R>(args.tile_bytes, first_strip);
   for (size_t g = 0; g < args.n_groups; ++g) {
     for (int b = 0; b < Format::kGroupCols / kBlock;) {
       F shared[S][R];
       PYINFER_UNROLL
       for (int i = 0; i < S * R; ++i) shared[i / R][i % R] = f_zero();
       for (const int end = b + Blocks; b < end; ++b, ++x) {
-        if constexpr (kPrefetches<Format, R>) prefetch_ahead<Format, R>(groups[g], b);
+        if constexpr (kPrefetches<Format, R>) prefetch_ahead<Format, R>(groups[g], b, ahead);
         PYINFER_UNROLL
         for (int s = 0; s < S; ++s) {
           add_run<Format, R, 0>(groups[g], b, first_strip + s, *x, shared[s]);
@@ -200,11 +216,9 @@ void add_products(const MatmulArgs& args, size_t tile) {
   for (size_t i = 0; i < args.n_added; ++i) args.added[i].matmul_tile(args.added[i].args, tile);
 }
 
-// With few rows the strips of a tile go together, so that memory is read once in order; with many they go one by one, so that the sums
-// fit the registers.
 template <class Format, int R, int Blocks, bool Adds = false>
 void int8_rows(const MatmulArgs& args) {
-  constexpr int S = R * kStrips <= 4 ? kStrips : 1;
+  constexpr int S = kStripsTogether<R>;
   for (size_t t = 0; t < args.n_tiles; ++t) {
     const auto* groups = (const typename Format::Group*)(args.tiles + t * args.tile_bytes);
     for (int strip = 0; strip < kStrips; strip += S) {

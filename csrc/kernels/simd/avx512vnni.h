@@ -15,7 +15,8 @@ enum {
   kQueries = 24,
   kBroadcasts = 1,
   kRegisters = 32,
-  kFastPairs = 1
+  kFastPairs = 1,
+  kAskedBits = 1
 };
 
 typedef __m512 F;   // kLanes floats

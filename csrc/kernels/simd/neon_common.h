@@ -13,7 +13,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 4, kQueries = 6, kBroadcasts = 0, kRegisters = 32, kFastPairs = 0 };
+enum { kLanes = 4, kQueries = 6, kBroadcasts = 0, kRegisters = 32, kFastPairs = 0, kAskedBits = 1 };
 
 typedef float32x4_t F;  // kLanes floats
 typedef int32x4_t I;    // kLanes int32

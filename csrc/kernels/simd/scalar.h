@@ -18,7 +18,8 @@ enum {
   kQueries = 2,
   kBroadcasts = 0,
   kRegisters = 16,
-  kFastPairs = 0
+  kFastPairs = 0,
+  kAskedBits = 1
 };
 
 struct F {

@@ -19,7 +19,8 @@ enum {
   kQueries = 6,
   kBroadcasts = 0,
   kRegisters = 16,
-  kFastPairs = 0
+  kFastPairs = 0,
+  kAskedBits = 4
 };
 
 typedef __m256 F;   // kLanes floats
