@@ -19,7 +19,7 @@ from pyinfer.completion import Chunk, Completion, FinishReason, Timings, TokenLo
 from pyinfer.errors import Cancelled, RequestError
 from pyinfer.sampling import SamplingParams
 from pyinfer.stopping import StopMatcher
-from pyinfer.timeline import BARE, Course, Timeline
+from pyinfer.timeline import BARE, Course, Lease, Timeline
 
 if TYPE_CHECKING:
     from pyinfer.tokenizer import TextStream, Tokenizer
@@ -204,15 +204,18 @@ class Stream(Iterator[Chunk]):
     Holds its session until it ends, is closed or is forgotten. `cancel` and `close` may be called from any thread.
     """
 
-    def __init__(self, timeline: Timeline, pieces: Chunks, release: Callable[[Timeline], None]) -> None:
-        """Takes a timeline that was acquired for this stream."""
-        self._timeline = timeline
-        self._operation = timeline.operation
+    _ended: Callable[[Timeline], None] | None = None  # until all else is there
+
+    def __init__(
+        self, lease: Lease, pieces: Chunks, ended: Callable[[Timeline], None] = lambda _: None
+    ) -> None:
+        """Takes the lease; `ended` is called with the timeline when that has been released."""
+        self._lease = lease
         self._pieces = pieces
-        self._release: Callable[[Timeline], None] | None = release
         self._turn = RLock()
         self._inside = False
         self._completion: Completion | None = None
+        self._ended = ended
 
     def __iter__(self) -> Stream:
         return self
@@ -221,10 +224,10 @@ class Stream(Iterator[Chunk]):
         with self._turn:
             if self._inside:
                 raise RequestError("a processor or signal handler asked for the chunk that is being made")
-            if self._release is None:
+            if self._ended is None:
                 raise StopIteration
-            self._inside = True
             try:
+                self._inside = True
                 chunk = next(self._pieces)
             except BaseException:
                 self._end()
@@ -251,10 +254,12 @@ class Stream(Iterator[Chunk]):
 
     def cancel(self) -> None:
         """Ends the step under way; the next chunk is the last one, with `finish_reason="cancelled"`."""
-        self._timeline.cancel(self._operation)
+        self._lease.cancel()
 
     def close(self) -> None:
         """Stops, and frees the session for the next request. A processor that calls it cancels the stream."""
+        if self._ended is None:
+            return
         if not self._turn.acquire(blocking=False):
             self.cancel()
             self._turn.acquire()
@@ -267,12 +272,15 @@ class Stream(Iterator[Chunk]):
             self._turn.release()
 
     def _end(self) -> None:
-        release, self._release = self._release, None
-        if release is not None:
-            try:
-                self._pieces.close()
-            finally:
-                release(self._timeline)
+        """May be called again: where an exception came between, it does what is left to do."""
+        if self._ended is None:
+            return
+        try:
+            self._pieces.close()
+        finally:
+            self._lease.release()
+            ended, self._ended = self._ended, None
+            ended(self._lease.timeline)
 
     def __enter__(self) -> Stream:
         return self

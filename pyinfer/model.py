@@ -27,7 +27,7 @@ from pyinfer.sampling import SamplingFields, merged
 from pyinfer.session import Session
 from pyinfer.shelf import Shelf, Stacked
 from pyinfer.stopping import checked_stops
-from pyinfer.timeline import Timeline, require_process
+from pyinfer.timeline import Lease, Timeline, require_process
 from pyinfer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -276,12 +276,13 @@ class Model(Answering):
         stack = self.shelf.default if adapters is None else self.shelf.stack(adapters)
         ids = self._prompt(tokens, self.context)
         memory.require(4 * len(ids) * self.n_vocab, f"logits of {len(ids)} tokens")
-        timeline = self._lend()
+        lease = self._lend()
         try:
-            timeline.use(stack.overlay)
-            return timeline.replace(ids, "all")[1]
+            lease.timeline.use(stack.overlay)
+            return lease.timeline.replace(ids, "all")[1]
         finally:
-            self._take_back(timeline)
+            lease.release()
+            self._take_back(lease.timeline)
 
     def close(self) -> None:
         """Frees the model; its sessions close and its streams are cancelled. Any later call is a RequestError."""
@@ -377,21 +378,24 @@ class Model(Answering):
     # Timelines: lent for one answer each, a few kept for the next
 
     def _streamed(self, request: Request) -> Stream:
-        timeline = self._lend()
-        timeline.use(request.overlay)
-        return Stream(timeline, chunks(timeline, self.tokenizer, request), self._take_back)
+        lease = self._lend()
+        try:
+            lease.timeline.use(request.overlay)
+            return Stream(lease, chunks(lease.timeline, self.tokenizer, request), self._take_back)
+        except BaseException:
+            lease.release()
+            raise
 
-    def _lend(self) -> Timeline:
+    def _lend(self) -> Lease:
         try:
             timeline = self._idle.pop()
         except IndexError:
             timeline = self._new_timeline(self.context)
-        timeline.acquire()
+        lease = timeline.lease()
         timeline.truncate(0)
-        return timeline
+        return lease
 
     def _take_back(self, timeline: Timeline) -> None:
-        timeline.release()
         if len(self._idle) < MOST_IDLE and not self.closed:
             self._idle.append(timeline)
         else:

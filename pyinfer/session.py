@@ -88,7 +88,7 @@ class Session(Answering):
     @messages.setter
     def messages(self, messages: Iterable[Message]) -> None:
         new = list(messages)
-        with self._timeline.owned():
+        with self._timeline.lease():
             self._messages = checked_messages(new) if new else []
 
     def append(self, prompt: Prompt) -> None:
@@ -100,14 +100,14 @@ class Session(Answering):
             ContextFullError: They do not fit. The session holds what it held before.
             Cancelled: `cancel` was called. The session holds what it held before.
         """
-        with self._timeline.owned():
+        with self._timeline.lease():
             tokens = self._model.tokens_of(prompt, add_special=not self._timeline.tokens)
             self._timeline.use(self._stack.overlay)
             self._timeline.append(tokens)
 
     def truncate(self, position: int) -> None:
         """Forgets all tokens from `position` on; `messages` stay."""
-        with self._timeline.owned():
+        with self._timeline.lease():
             held = len(self._timeline.tokens)
             if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position <= held:
                 raise RequestError(f"position: expected 0 to {held}, the tokens held, found {position!r}")
@@ -116,25 +116,26 @@ class Session(Answering):
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Continues a prompt, chunk by chunk."""
         request = self._model.request(prompt, self.context, options, self._stack)
-        self._timeline.acquire()
-        self._use(options.get("adapters"), request)
-        return self._opened(chunks(self._timeline, self._model.tokenizer, request))
+        lease = self._timeline.lease()
+        try:
+            self._use(options.get("adapters"), request)
+            return Stream(lease, chunks(self._timeline, self._model.tokenizer, request))
+        except BaseException:
+            lease.release()
+            raise
 
     def chat_stream(self, messages: Turn, **options: Unpack[ChatOptions]) -> Stream:
         """Answers what is new in a chat, chunk by chunk."""
         new = checked_messages(messages)
-        self._timeline.acquire()
+        lease = self._timeline.lease()
         try:
             whole = [*self._messages, *new]
             request = self._model.chat_request(whole, self.context, options, self._stack)
+            self._use(options.get("adapters"), request)
+            return Stream(lease, self._conversed(whole, request))
         except BaseException:
-            self._timeline.release()
+            lease.release()
             raise
-        self._use(options.get("adapters"), request)
-        return self._opened(self._conversed(whole, request))
-
-    def _opened(self, pieces: Chunks) -> Stream:
-        return Stream(self._timeline, pieces, Timeline.release)
 
     def _conversed(self, messages: list[dict[str, Any]], request: Request) -> Chunks:
         """The chunks of an answer, which becomes a message however the stream ends; without any text nothing does."""

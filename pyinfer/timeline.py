@@ -6,10 +6,10 @@ position) and at most one more at the end, which was picked but not evaluated ye
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -23,7 +23,7 @@ from pyinfer.errors import Cancelled, ContextFullError, RequestError
 if TYPE_CHECKING:
     from pyinfer._core import Kv
 
-__all__ = ["BARE", "Course", "Overlay", "Timeline", "require_process"]
+__all__ = ["BARE", "Course", "Lease", "Overlay", "Timeline", "require_process"]
 
 Rows = Literal["none", "last", "all"]
 T = TypeVar("T")
@@ -53,6 +53,32 @@ class Course(Protocol):
         """(first position, overlay) in ascending order, the first at 0; the last one is also for what follows."""
 
 
+class Lease:
+    """A timeline in the hands of one operation, until it is released or forgotten.
+
+    An exception that comes between two lines, as Ctrl-C may, can leave no timeline taken for ever: what nobody holds a
+    lease of is free.
+    """
+
+    def __init__(self, timeline: Timeline, operation: int) -> None:
+        self.timeline = timeline
+        self._operation = operation
+
+    def cancel(self) -> None:
+        """Ends the operation with `Cancelled`."""
+        self.timeline.cancel(self._operation)
+
+    def release(self) -> None:
+        """Gives the timeline back; the second time nothing happens."""
+        self.timeline.release(self._operation)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 class Timeline:
     """Tokens in the order they came, with their KV cache. Every method may be called from any thread."""
 
@@ -61,60 +87,56 @@ class Timeline:
         self.context = context
         self._process = os.getpid()
         self.operation = 0
-        """Number of the operation that owns the timeline, or owned it last."""
+        """Number of the operation that has the timeline, or had it last."""
         self._evaluated: list[int] = []
         self._under: list[int] = []  # for each of them, the number of the overlay that it was evaluated with
         self._overlay = self._ahead = BARE  # what the core has, and what the next step takes
         self._wanted: Course = BARE
         self._course: Course = BARE  # the one that _ahead comes from
         self._picked: list[int] = []  # (0 or 1)
-        self._in_use = threading.Lock()
-        self._switch = (
-            threading.RLock()
-        )  # guards the three below; a garbage collection may come in at any point
-        self._running = False
+        # Guards the three below; a garbage collection may come in at any point.
+        self._switch = threading.RLock()
+        self._lease: weakref.ref[Lease] | None = None
         self._cancelled = False
         self._closing = False
 
     # Ownership: one user at a time
 
-    def acquire(self) -> None:
+    def lease(self) -> Lease:
         """Takes the timeline for one operation; RequestError when it is taken, closed or of another process."""
         require_process(self._process)
-        if not self._in_use.acquire(blocking=False):
-            raise RequestError(
-                "the session is in use: finish or close its stream first, or take another session"
-            )
         with self._switch:
+            if self.leased:
+                raise RequestError(
+                    "the session is in use: finish or close its stream first, or take another session"
+                )
             if self._core is None or self._closing:
-                self._in_use.release()
                 raise RequestError("the session is closed")
-            self._running, self._cancelled = True, False
+            self._cancelled = False
             self.operation += 1
-            del self._under[len(self._evaluated) :]  # as below
-            if self._core.position > len(
-                self._evaluated
-            ):  # an exception came between a step and the note of it
+            # Where an exception came between a step and the notes of it.
+            del self._under[len(self._evaluated) :]
+            if self._core.position > len(self._evaluated):
                 self._core.truncate(len(self._evaluated))
+            lease = Lease(self, self.operation)
+            self._lease = weakref.ref(lease)
+        return lease
 
-    def release(self) -> None:
-        """Gives it back; a close that came meanwhile happens now."""
+    @property
+    def leased(self) -> bool:
+        """Whether an operation has it."""
+        lease = self._lease
+        return lease is not None and lease() is not None
+
+    def release(self, operation: int) -> None:
+        """Ends an operation, if it is the one under way; a close that came meanwhile happens now."""
         if os.getpid() != self._process:  # in a fork the lock may be held by a thread that does not exist
             return
         with self._switch:
-            self._running = False
-            if self._closing:
-                self._free()
-        self._in_use.release()
-
-    @contextlib.contextmanager
-    def owned(self) -> Iterator[None]:
-        """Holds the timeline for a block."""
-        self.acquire()
-        try:
-            yield
-        finally:
-            self.release()
+            if operation == self.operation:
+                self._lease = None
+                if self._closing:
+                    self._free()
 
     def cancel(self, operation: int | None = None) -> None:
         """Ends the operation under way with `Cancelled`; nothing happens when there is none, or another one."""
@@ -122,7 +144,7 @@ class Timeline:
             return
         with self._switch:
             mine = operation is None or operation == self.operation
-            if mine and self._running and not self._cancelled and self._core is not None:
+            if mine and self.leased and not self._cancelled and self._core is not None:
                 self._cancelled = True
                 self._core.cancel()
 
@@ -132,7 +154,7 @@ class Timeline:
             return
         with self._switch:
             self._closing = True
-            if self._running:
+            if self.leased:
                 self.cancel()
             else:
                 self._free()

@@ -162,7 +162,7 @@ def test_closing_the_generator_frees_the_session(stories: Model) -> None:
             async for _ in session.astream(ONCE):
                 break
             await asyncio.sleep(0)
-            await _until(lambda: not session._timeline._running)
+            await _until(lambda: not session._timeline.leased)
             session.append([5])
 
     asyncio.run(main())

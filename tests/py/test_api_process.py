@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -13,14 +14,17 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 import gguf_writer
-from pyinfer import Model, convert, load
+import pyinfer
+from pyinfer import Model, Session, convert, load
 from pyinfer.errors import RequestError
 
 ONCE = "Once upon a time"
+PACKAGE = str(Path(pyinfer.__file__).parent)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +165,74 @@ def test_ctrl_c_ends_a_decode(stories: Model) -> None:
             session.generate(ONCE, processors=[press])
         again = session.generate(ONCE, temperature=0, max_tokens=9)
         assert again.tokens == stories.generate(ONCE, temperature=0, max_tokens=9).tokens
+
+
+class Interrupt:
+    """Ctrl-C at the nth point of the package where a signal may come: its calls, and what C gives back to it."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> None:
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(PACKAGE):
+            self._left -= 1
+            if self._left == 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    def __enter__(self) -> Interrupt:
+        sys.setprofile(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    @property
+    def came(self) -> bool:
+        return self._left <= 0
+
+
+def _streams(session: Session) -> None:
+    with session.stream(ONCE, seed=1, max_tokens=2) as stream:
+        next(stream)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda session: session.generate(ONCE, seed=1, max_tokens=2),
+        lambda session: session.append("and"),
+        _streams,
+    ],
+    ids=["generate", "append", "stream"],
+)
+def test_ctrl_c_at_any_point_leaves_a_session_usable(
+    stories: Model, work: Callable[[Session], object]
+) -> None:
+    expected = stories.generate(ONCE, seed=1, max_tokens=2).tokens
+    with stories.session() as session:
+        for at in itertools.count(1):
+            interrupt = Interrupt(at)
+            with contextlib.suppress(KeyboardInterrupt), interrupt:
+                work(session)
+            assert session.generate(ONCE, seed=1, max_tokens=2).tokens == expected, at
+            if not interrupt.came:
+                break
+    assert at > 20
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_at_any_point_leaves_a_model_usable(stories: Model) -> None:
+    expected = stories.generate(ONCE, seed=1, max_tokens=2).tokens
+    for at in itertools.count(1):
+        interrupt = Interrupt(at)
+        with contextlib.suppress(KeyboardInterrupt), interrupt:
+            stories.generate(ONCE, seed=1, max_tokens=2)
+        assert stories.generate(ONCE, seed=1, max_tokens=2).tokens == expected, at
+        if not interrupt.came:
+            break
+    assert at > 100
 
 
 def in_fork(work: Callable[[], bool]) -> int:

@@ -267,7 +267,7 @@ def test_cancelling_a_finished_stream_does_not_touch_the_next_user_of_its_sessio
     first = stories.stream(ONCE, max_tokens=1)
     first.finish()
     second = stories.stream(ONCE, max_tokens=3)
-    assert second._timeline is first._timeline, "the session is lent again"
+    assert second._lease.timeline is first._lease.timeline, "the session is lent again"
     next(second)
     first.cancel()
     first.close()
@@ -324,7 +324,7 @@ def test_closing_from_another_thread_ends_the_step_under_way(stories: Model) -> 
     assert inside.wait(10)
     closer = threading.Thread(target=stream.close)
     closer.start()
-    while not stream._timeline._cancelled:
+    while not stream._lease.timeline._cancelled:
         closer.join(0.01)
     closing.set()
     closer.join(10)
