@@ -40,7 +40,7 @@ def add_conversation(parser: argparse.ArgumentParser) -> None:
 def refuse_with_raw(options: argparse.Namespace) -> None:
     """A prompt that is continued as it stands has no place for messages."""
     for name in _CHAT_ONLY:
-        if options.raw and getattr(options, name):
+        if options.raw and getattr(options, name) is not None:
             raise RequestError(f"--{name} needs a prompt format, which --raw leaves out")
 
 

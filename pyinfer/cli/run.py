@@ -58,10 +58,15 @@ def execute(options: argparse.Namespace) -> int:
     conversation.refuse_with_raw(options)
     asked = conversation.chat_options(options)
     prompt = _prompt(options.prompt, optional=options.messages is not None)
+    chats = prompt is None and options.messages is None
+    if chats and not sys.stdout.isatty():
+        raise RequestError(
+            "the prompt is missing: give one as an argument or through a pipe, or chat on a terminal"
+        )
     said = conversation.messages(prompt, options)
     model = _load(options)
     wanted: Options = {"params": params, "max_tokens": options.max_tokens, "stop": options.stop or ()}
-    if prompt is None and options.messages is None:
+    if chats:
         from pyinfer.cli import chat
 
         return chat.chat(model, wanted, asked, said, raw=options.raw, stats=options.stats)

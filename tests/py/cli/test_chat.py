@@ -287,6 +287,19 @@ class Terminal:
         return self.process.wait(30)
 
 
+def test_a_chat_that_nobody_would_see_is_refused(tiny_model_bin: Path) -> None:
+    import pty
+
+    screen, side = pty.openpty()
+    command = [sys.executable, "-m", "pyinfer", "run", str(tiny_model_bin)]
+    done = subprocess.run(command, stdin=side, capture_output=True, text=True, timeout=30, check=False)
+    os.close(screen)
+    os.close(side)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("pyinfer: the prompt is missing: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_conversation_on_a_terminal(tiny_model_bin: Path) -> None:
     terminal = Terminal("run", tiny_model_bin, "--greedy", "-n", 4, "-t", 1, "--system", "Be brief.")
     try:

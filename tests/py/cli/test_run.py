@@ -71,6 +71,12 @@ def test_a_conversation_is_none_with_raw(run, name: str, tiny_model_bin: Path) -
     assert done.stderr == f"pyinfer: --{name} needs a prompt format, which --raw leaves out\n"
 
 
+def test_an_empty_system_message_is_one_with_raw_too(run, tiny_model_bin: Path) -> None:
+    done = run("run", tiny_model_bin, "x", "--system", "", "--raw")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "pyinfer: --system needs a prompt format, which --raw leaves out\n"
+
+
 def test_a_model_without_template_and_known_name_is_refused(run, stories_model_bin: Path) -> None:
     done = run("run", stories_model_bin, "x")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
