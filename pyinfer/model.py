@@ -378,13 +378,9 @@ class Model(Answering):
     # Timelines: lent for one answer each, a few kept for the next
 
     def _streamed(self, request: Request) -> Stream:
-        lease = self._lend()
-        try:
+        with self._lend().handed_on() as lease:
             lease.timeline.use(request.overlay)
             return Stream(lease, chunks(lease.timeline, self.tokenizer, request), self._take_back)
-        except BaseException:
-            lease.release()
-            raise
 
     def _lend(self) -> Lease:
         try:

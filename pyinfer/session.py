@@ -116,26 +116,18 @@ class Session(Answering):
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Continues a prompt, chunk by chunk."""
         request = self._model.request(prompt, self.context, options, self._stack)
-        lease = self._timeline.lease()
-        try:
+        with self._timeline.lease().handed_on() as lease:
             self._use(options.get("adapters"), request)
             return Stream(lease, chunks(self._timeline, self._model.tokenizer, request))
-        except BaseException:
-            lease.release()
-            raise
 
     def chat_stream(self, messages: Turn, **options: Unpack[ChatOptions]) -> Stream:
         """Answers what is new in a chat, chunk by chunk."""
         new = checked_messages(messages)
-        lease = self._timeline.lease()
-        try:
+        with self._timeline.lease().handed_on() as lease:
             whole = [*self._messages, *new]
             request = self._model.chat_request(whole, self.context, options, self._stack)
             self._use(options.get("adapters"), request)
             return Stream(lease, self._conversed(whole, request))
-        except BaseException:
-            lease.release()
-            raise
 
     def _conversed(self, messages: list[dict[str, Any]], request: Request) -> Chunks:
         """The chunks of an answer, which becomes a message however the stream ends; without any text nothing does."""

@@ -6,6 +6,7 @@ position) and at most one more at the end, which was picked but not evaluated ye
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -60,17 +61,25 @@ class Lease:
     lease of is free.
     """
 
-    def __init__(self, timeline: Timeline, operation: int) -> None:
+    def __init__(self, timeline: Timeline) -> None:
         self.timeline = timeline
-        self._operation = operation
 
     def cancel(self) -> None:
         """Ends the operation with `Cancelled`."""
-        self.timeline.cancel(self._operation)
+        self.timeline.cancel(self)
 
     def release(self) -> None:
         """Gives the timeline back; the second time nothing happens."""
-        self.timeline.release(self._operation)
+        self.timeline.release(self)
+
+    @contextlib.contextmanager
+    def handed_on(self) -> Iterator[Lease]:
+        """For a block that gives the lease to a stream: an exception in it releases the lease."""
+        try:
+            yield self
+        except BaseException:
+            self.release()
+            raise
 
     def __enter__(self) -> Lease:
         return self
@@ -86,8 +95,6 @@ class Timeline:
         self._core: _core.Session | None = _core.Session(engine, context, kv)
         self.context = context
         self._process = os.getpid()
-        self.operation = 0
-        """Number of the operation that has the timeline, or had it last."""
         self._evaluated: list[int] = []
         self._under: list[int] = []  # for each of them, the number of the overlay that it was evaluated with
         self._overlay = self._ahead = BARE  # what the core has, and what the next step takes
@@ -96,7 +103,7 @@ class Timeline:
         self._picked: list[int] = []  # (0 or 1)
         # Guards the three below; a garbage collection may come in at any point.
         self._switch = threading.RLock()
-        self._lease: weakref.ref[Lease] | None = None
+        self._lease: Callable[[], Lease | None] = _nobody
         self._cancelled = False
         self._closing = False
 
@@ -113,38 +120,36 @@ class Timeline:
             if self._core is None or self._closing:
                 raise RequestError("the session is closed")
             self._cancelled = False
-            self.operation += 1
             # Where an exception came between a step and the notes of it.
             del self._under[len(self._evaluated) :]
             if self._core.position > len(self._evaluated):
                 self._core.truncate(len(self._evaluated))
-            lease = Lease(self, self.operation)
+            lease = Lease(self)
             self._lease = weakref.ref(lease)
         return lease
 
     @property
     def leased(self) -> bool:
         """Whether an operation has it."""
-        lease = self._lease
-        return lease is not None and lease() is not None
+        return self._lease() is not None
 
-    def release(self, operation: int) -> None:
-        """Ends an operation, if it is the one under way; a close that came meanwhile happens now."""
+    def release(self, lease: Lease) -> None:
+        """Ends an operation, unless another one has begun; a close that came meanwhile happens now."""
         if os.getpid() != self._process:  # in a fork the lock may be held by a thread that does not exist
             return
         with self._switch:
-            if operation == self.operation:
-                self._lease = None
+            if self._lease() in (None, lease):
+                self._lease = _nobody
                 if self._closing:
                     self._free()
 
-    def cancel(self, operation: int | None = None) -> None:
+    def cancel(self, lease: Lease | None = None) -> None:
         """Ends the operation under way with `Cancelled`; nothing happens when there is none, or another one."""
         if os.getpid() != self._process:
             return
         with self._switch:
-            mine = operation is None or operation == self.operation
-            if mine and self.leased and not self._cancelled and self._core is not None:
+            mine = self.leased and lease in (None, self._lease())
+            if mine and not self._cancelled and self._core is not None:
                 self._cancelled = True
                 self._core.cancel()
 
@@ -289,6 +294,10 @@ class Timeline:
         if self._core is None:
             raise RequestError("the session is closed")
         return self._core
+
+
+def _nobody() -> None:
+    """The lease of a timeline that nobody has."""
 
 
 def require_process(process: int) -> None:

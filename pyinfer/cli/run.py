@@ -58,15 +58,10 @@ def execute(options: argparse.Namespace) -> int:
     conversation.refuse_with_raw(options)
     asked = conversation.chat_options(options)
     prompt = _prompt(options.prompt, optional=options.messages is not None)
-    chats = prompt is None and options.messages is None
-    if chats and not sys.stdout.isatty():
-        raise RequestError(
-            "the prompt is missing: give one as an argument or through a pipe, or chat on a terminal"
-        )
     said = conversation.messages(prompt, options)
     model = _load(options)
     wanted: Options = {"params": params, "max_tokens": options.max_tokens, "stop": options.stop or ()}
-    if chats:
+    if prompt is None and options.messages is None:
         from pyinfer.cli import chat
 
         return chat.chat(model, wanted, asked, said, raw=options.raw, stats=options.stats)
@@ -86,6 +81,10 @@ def _prompt(argument: str | None, *, optional: bool) -> str | None:
     """
     piped = None if sys.stdin.isatty() else opened.text(sys.stdin.buffer, "standard input")
     if argument is None and piped is None:
+        if not (optional or sys.stdout.isatty()):
+            raise RequestError(
+                "the prompt is missing: give one as an argument or through a pipe, or chat on a terminal"
+            )
         return None
     prompt = "\n\n".join(part for part in (argument, piped) if part)
     if not prompt and optional:

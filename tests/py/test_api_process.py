@@ -192,6 +192,19 @@ class Interrupt:
         return self._left <= 0
 
 
+def _interrupted_everywhere(stories: Model, asked: Model | Session, work: Callable[[], object]) -> int:
+    """At how many points; after each, what is asked must answer as ever."""
+    expected = stories.generate(ONCE, seed=1, max_tokens=2).tokens
+    for at in itertools.count(1):
+        interrupt = Interrupt(at)
+        with contextlib.suppress(KeyboardInterrupt), interrupt:
+            work()
+        assert asked.generate(ONCE, seed=1, max_tokens=2).tokens == expected, at
+        if not interrupt.came:
+            return at
+    raise AssertionError
+
+
 def _streams(session: Session) -> None:
     with session.stream(ONCE, seed=1, max_tokens=2) as stream:
         next(stream)
@@ -210,29 +223,16 @@ def _streams(session: Session) -> None:
 def test_ctrl_c_at_any_point_leaves_a_session_usable(
     stories: Model, work: Callable[[Session], object]
 ) -> None:
-    expected = stories.generate(ONCE, seed=1, max_tokens=2).tokens
     with stories.session() as session:
-        for at in itertools.count(1):
-            interrupt = Interrupt(at)
-            with contextlib.suppress(KeyboardInterrupt), interrupt:
-                work(session)
-            assert session.generate(ONCE, seed=1, max_tokens=2).tokens == expected, at
-            if not interrupt.came:
-                break
-    assert at > 20
+        assert _interrupted_everywhere(stories, session, lambda: work(session)) > 20
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_at_any_point_leaves_a_model_usable(stories: Model) -> None:
-    expected = stories.generate(ONCE, seed=1, max_tokens=2).tokens
-    for at in itertools.count(1):
-        interrupt = Interrupt(at)
-        with contextlib.suppress(KeyboardInterrupt), interrupt:
-            stories.generate(ONCE, seed=1, max_tokens=2)
-        assert stories.generate(ONCE, seed=1, max_tokens=2).tokens == expected, at
-        if not interrupt.came:
-            break
-    assert at > 100
+    def work() -> object:
+        return stories.generate(ONCE, seed=1, max_tokens=2)
+
+    assert _interrupted_everywhere(stories, stories, work) > 100
 
 
 def in_fork(work: Callable[[], bool]) -> int:
