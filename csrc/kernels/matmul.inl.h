@@ -141,10 +141,13 @@ template <class Format, int R>
 constexpr bool kPrefetches =
     kStripsTogether<R> < kStrips || kAskedBits * R >= Format::kBits || (Format::kBits & (Format::kBits - 1)) != 0;
 
+template <class Format>
+constexpr size_t kWeightBlockBytes = sizeof(typename Format::Group) / (Format::kGroupCols / kBlock);
+
 // Asks for what corresponds to block `b` of a group `ahead` bytes further on; past the end of the weights that does nothing.
 template <class Format, int R>
 inline void prefetch_ahead(const typename Format::Group& group, int b, size_t ahead) {
-  constexpr size_t kBytes = sizeof group / (Format::kGroupCols / kBlock);
+  constexpr size_t kBytes = kWeightBlockBytes<Format>;
   const uint8_t* from = (const uint8_t*)&group + (size_t)b * kBytes + ahead;
   PYINFER_UNROLL
   for (size_t i = 0; i < kBytes * kStripsTogether<R> / kStrips; i += kCacheLine) __builtin_prefetch(from + i);
@@ -153,10 +156,8 @@ inline void prefetch_ahead(const typename Format::Group& group, int b, size_t ah
 // How far ahead that is: a few groups, or, of strips that go one by one, the next tile, each of them asking for its part of it.
 template <class Format, int R>
 inline size_t prefetch_distance(size_t tile_bytes, int strip) {
-  constexpr size_t kGroup = sizeof(typename Format::Group);
-  if constexpr (kStripsTogether<R> < kStrips)
-    return tile_bytes + kGroup / (Format::kGroupCols / kBlock) * (size_t)strip / kStrips;
-  return kGroup * (is_super_format<Format> ? (R <= 2 ? 3 : 2) : (R <= 2 ? 8 : 4));
+  if constexpr (kStripsTogether<R> < kStrips) return tile_bytes + kWeightBlockBytes<Format> * (size_t)strip / kStrips;
+  return sizeof(typename Format::Group) * (is_super_format<Format> ? (R <= 2 ? 3 : 2) : (R <= 2 ? 8 : 4));
 }
 
 // The minimum of each run of a block times the sum of its activations.
