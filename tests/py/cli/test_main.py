@@ -6,7 +6,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -24,7 +23,16 @@ HEAVY = {
     "sentencepiece",
     "safetensors",
     "huggingface_hub",
+    "asyncio",
+    "http",
+    "logging",
+    "multiprocessing",
+    "ssl",
+    "subprocess",
+    "pyinfer.model",
+    "pyinfer.convert",
 }
+"""What takes longer to import than to print a page of help, the standard library's and our own among it."""
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -68,18 +76,6 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert not HEAVY & set(done.stderr.split())
-
-
-def test_help_is_quick() -> None:
-    """Under 0.2 s more than an empty program; the best of five, as other work on the machine only adds."""
-
-    def seconds(*command: str) -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=60)
-        return time.perf_counter() - start
-
-    run("--help")  # compiles what is not compiled yet
-    assert min(seconds("-m", "pyinfer", "--help") for _ in range(5)) < 0.2
 
 
 def test_version_is_that_of_the_package() -> None:
