@@ -1,6 +1,6 @@
 """Computes logits in a process of its own, so that PYINFER_ISA can choose the instruction set.
 
-    PYINFER_ISA=avx2 python probe_logits.py MODEL.bin TOKENS.npy LOGITS.npy ACTIVATIONS KV
+    PYINFER_ISA=avx2 python probe_logits.py MODEL.bin TOKENS.npy LOGITS.npy ACTIVATIONS KV THREADS…
 
 Writes the logits of all positions and prints the instruction set in use and a digest for every way of computing them:
 threads, prefill chunks, one token at a time. Equal digests are equal bits.
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from pyinfer import _core
 
-THREADS = (1, 2, 3)
 CHUNKS = (1, 7, 64, 512)
 
 
@@ -28,10 +27,10 @@ def digest(logits: NDArray[np.float32]) -> str:
 
 def main() -> None:
     """Computes, writes, prints."""
-    model, tokens_file, logits_file, activations, kv = sys.argv[1:]
+    model, tokens_file, logits_file, activations, kv = sys.argv[1:6]
     file, tokens = _core.ModelFile(model), np.load(tokens_file).astype(np.int32)
     digests, logits = {}, np.empty((0, 0), np.float32)
-    for threads in THREADS:
+    for threads in map(int, sys.argv[6:]):
         engine = _core.Engine(file, threads, activations)  # type: ignore[arg-type]
         for chunk in CHUNKS:
             logits = _core.Session(engine, len(tokens), kv).eval(tokens, "all", chunk)  # type: ignore[arg-type]

@@ -41,13 +41,19 @@ def run_python(*arguments: str, isa: str | None = None, text: str = "") -> subpr
 
 
 def probe_logits(
-    model: Path, tokens: list[int], folder: Path, isa: str, activations: str = "int8", kv: str = "auto"
+    model: Path,
+    tokens: list[int],
+    folder: Path,
+    isa: str,
+    activations: str = "int8",
+    kv: str = "auto",
+    threads: tuple[int, ...] = (1, 2, 3),
 ) -> Answer:
     """Logits of `tokens` under `isa`, and the digests of all ways to compute them."""
     np.save(folder / "tokens.npy", np.array(tokens, np.int32))
     script = Path(__file__).with_name("probe_logits.py")
     paths = [str(path) for path in (script, model, folder / "tokens.npy", folder / "logits.npy")]
-    done = run_python(*paths, activations, kv, isa=isa)
+    done = run_python(*paths, activations, kv, *map(str, threads), isa=isa)
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-2000:]}"
     answer = json.loads(done.stdout)
     return Answer(answer["isa"], answer["digests"], np.load(folder / "logits.npy"))
