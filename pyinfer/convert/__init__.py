@@ -15,7 +15,7 @@ from pyinfer import _core
 from pyinfer.convert import gguf_model, huggingface, llama2c, meta
 from pyinfer.convert.checkpoint import Checkpoint, Spec, in_file, sensible
 from pyinfer.convert.delta import NewRows, applied
-from pyinfer.convert.identity import key_of
+from pyinfer.convert.identity import SourceChecksums, key_of
 from pyinfer.convert.landing import Group, groups, place
 from pyinfer.convert.metadata import Metadata
 from pyinfer.convert.writer import MAGIC, Progress, write_model
@@ -157,8 +157,11 @@ def convert(
     Raises what `open_source` raises, RequestError for `weights`, and OSError where the disk is full or the
     system refuses.
     """
-    with in_file(Path(source)):
-        return write_model(open_source(source), Path(output), weights, progress)
+    path = Path(source)
+    with in_file(path), SourceChecksums() as sums:
+        if path.is_file():
+            sums.begin([path])  # while headers and vocabulary are made sense of
+        return write_model(open_source(path), Path(output), weights, progress, sums)
 
 
 def convert_delta(

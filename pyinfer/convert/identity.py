@@ -6,7 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from types import TracebackType
 
 from pyinfer.convert.checkpoint import open_regular, read_exactly
 from pyinfer.convert.metadata import CONVERTER_VERSION, SourceFile, told
@@ -49,7 +52,35 @@ def key_of(files: Iterable[Path], weights: str | None) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def checksum(path: Path, stopped: Callable[[], bool]) -> SourceFile:
+class SourceChecksums:
+    """Names, sizes and SHA-256 of files, read on a thread of their own; the rest is given up at the end."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._stop = Event()
+        self._begun: dict[Path, Future[SourceFile]] = {}
+
+    def __enter__(self) -> SourceChecksums:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
+    def begin(self, files: Iterable[Path]) -> None:
+        """Has these files read, one after the other, if they are not yet."""
+        for path in files:
+            if path not in self._begun:
+                self._begun[path] = self._pool.submit(_checksum, path, self._stop.is_set)
+
+    def of(self, files: Iterable[Path]) -> tuple[SourceFile, ...]:
+        """Waits for files that were begun; raises ModelFileError or OSError where one cannot be read."""
+        return tuple(self._begun[path].result() for path in files)
+
+
+def _checksum(path: Path, stopped: Callable[[], bool]) -> SourceFile:
     """Name, size and SHA-256 of a file; gives up when `stopped()` says so."""
     descriptor = open_regular(path)
     try:

@@ -29,7 +29,12 @@ class Piece:
     kind: int
 
 
+_SHORT = [bytes([value]) for value in range(128)]  # vocabularies have hundreds of thousands of lengths
+
+
 def _varint(value: int) -> bytes:
+    if value < 128:
+        return _SHORT[value]
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)

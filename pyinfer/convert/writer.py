@@ -15,19 +15,18 @@ import shutil
 import struct
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyinfer import _core, files
 from pyinfer.convert.checkpoint import NO_LAYER, Checkpoint, Spec, Tensor, describe
-from pyinfer.convert.identity import checksum
+from pyinfer.convert.identity import SourceChecksums
 from pyinfer.convert.landing import VECTOR, Placement, aligned, chosen_weights, groups, place
 from pyinfer.convert.metadata import Landing, Metadata, Source, SourceFile, told
 from pyinfer.errors import ModelFileError
@@ -54,6 +53,7 @@ FLAGS = ("tied_head", "qkv_bias", "o_bias", "qk_norm", "post_norms", "gelu", "lo
 
 _CHUNK_VALUES = 2 << 20  # values packed at once, 8 MiB as floats
 _HUGE_PAGE = 2 << 20  # bytes; what is written in such pieces is kept in such pages by Linux, and read faster
+_ZEROS = memoryview(bytes(_HUGE_PAGE))
 _MAX_WORKERS = 16  # each holds a range of rows
 _MOST_UNSUMMED = 4  # ranges that wait for their checksum, at most
 _BEHIND = 64 << 20  # bytes written before the disk gets them; the rest waits for the end
@@ -187,12 +187,16 @@ class _File:
     descriptor: int
     output: Path
 
-    def write(self, data: bytes | memoryview, offset: int) -> None:
-        view = memoryview(data)
+    def write(self, views: Sequence[memoryview], offset: int) -> None:
+        left = deque(view for view in views if view)
         with self._named():
-            while view:
-                done = files.write_at(self.descriptor, view, offset)
-                view, offset = view[done:], offset + done
+            while left:
+                done = files.write_at(self.descriptor, left, offset)
+                offset += done
+                while left and done >= len(left[0]):
+                    done -= len(left.popleft())
+                if done:
+                    left[0] = left[0][done:]
 
     def sync(self) -> None:
         with self._named():
@@ -211,34 +215,31 @@ class _Stream:
 
     def __init__(self, file: _File) -> None:
         self._file = file
-        self._piece = bytearray(_HUGE_PAGE)
+        self._piece: list[memoryview] = []
         self._start = 0  # where the piece lies in the file
         self._filled = 0
 
     def write(self, data: memoryview, offset: int) -> None:
-        """Puts bytes at an offset that is not below the end of what was written."""
-        self._fill_to(offset)
-        while data:
-            n = min(len(data), _HUGE_PAGE - self._filled)
-            self._piece[self._filled : self._filled + n] = data[:n]
-            data = data[n:]
-            self._advance(n)
+        """Puts bytes at an offset that is not below the end of what was written; they must stay as they are until their
+        piece is full.
+        """
+        while (gap := offset - self._start - self._filled) > 0:
+            self._add(_ZEROS[:gap])
+        self._add(data)
 
     def finish(self) -> None:
         """Writes what stands in the last piece."""
-        self._file.write(memoryview(self._piece)[: self._filled], self._start)
+        self._file.write(self._piece, self._start)
+        self._start, self._filled, self._piece = self._start + self._filled, 0, []
 
-    def _fill_to(self, offset: int) -> None:
-        while (gap := offset - self._start - self._filled) > 0:
-            n = min(gap, _HUGE_PAGE - self._filled)
-            self._piece[self._filled : self._filled + n] = bytes(n)
-            self._advance(n)
-
-    def _advance(self, n: int) -> None:
-        self._filled += n
-        if self._filled == _HUGE_PAGE:
-            self.finish()
-            self._start, self._filled = self._start + _HUGE_PAGE, 0
+    def _add(self, data: memoryview) -> None:
+        while data:
+            n = min(len(data), _HUGE_PAGE - self._filled)
+            self._piece.append(data[:n])
+            self._filled += n
+            data = data[n:]
+            if self._filled == _HUGE_PAGE:
+                self.finish()
 
 
 class _Disk:
@@ -404,9 +405,14 @@ def _check_output(checkpoint: Checkpoint, output: Path, needed: int) -> None:
 
 
 def write_model(
-    checkpoint: Checkpoint, output: Path, weights: str | None = None, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    output: Path,
+    weights: str | None = None,
+    progress: Progress | None = None,
+    source_sums: SourceChecksums | None = None,
 ) -> Metadata:
-    """Converts an opened checkpoint into `output` and returns the metadata that was stored.
+    """Converts an opened checkpoint into `output` and returns the metadata that was stored. Checksums of its files are
+    taken from `source_sums`, if they were begun there.
 
     Raises ModelFileError for bad sources, RequestError for a `weights` that cannot be honoured, OSError
     where the system refuses.
@@ -418,28 +424,22 @@ def write_model(
     _check_blobs(layout)
     _check_output(checkpoint, output, layout.file_bytes)
     workers = min(_MAX_WORKERS, _core.default_threads())
-    stop = Event()
     with (
         ThreadPoolExecutor(workers) as pool,
-        ThreadPoolExecutor(1) as hashing,
+        source_sums or SourceChecksums() as sources,
         ThreadPoolExecutor(1) as summing,
         ThreadPoolExecutor(1) as flushing,
         _temporary(output) as file,
     ):
-        try:
-            sources = [hashing.submit(checksum, path, stop.is_set) for path in checkpoint.files]
-            sums, records = _Sums(), []
-            results = _in_order(_jobs(places), pool, workers + 1)
-            disk, crcs = _Disk(file, flushing), _Checksums(summing)
-            for item, crc in _write_weights(file, results, layout, sums, crcs, disk, progress):
-                records.append(_record(item, crc, layout.weights_offset))
-            disk.finish()
-            files = tuple(source.result() for source in sources)
-            metadata = _final_metadata(first, files, sums.landings(places))
-            _write_front(file, layout, checkpoint.spec, b"".join(records), metadata)
-        except BaseException:
-            stop.set()
-            raise
+        sources.begin(checkpoint.files)
+        sums, records = _Sums(), []
+        results = _in_order(_jobs(places), pool, workers + 1)
+        disk, crcs = _Disk(file, flushing), _Checksums(summing)
+        for item, crc in _write_weights(file, results, layout, sums, crcs, disk, progress):
+            records.append(_record(item, crc, layout.weights_offset))
+        disk.finish()
+        metadata = _final_metadata(first, sources.of(checkpoint.files), sums.landings(places))
+        _write_front(file, layout, checkpoint.spec, b"".join(records), metadata)
     return metadata
 
 
@@ -474,6 +474,5 @@ def _write_weights(
 def _write_front(file: _File, layout: _Layout, spec: Spec, table: bytes, metadata: Metadata) -> None:
     """Everything before the weights; the metadata fills what was set aside with spaces, which JSON allows."""
     blob = metadata.to_json().ljust(layout.metadata_bytes)
-    file.write(blob, layout.metadata_offset)
-    file.write(layout.tokenizer, layout.tokenizer_offset)
-    file.write(_head(layout, spec, table, blob), 0)
+    head = _head(layout, spec, table, blob)
+    file.write([memoryview(part) for part in (head, blob, layout.tokenizer)], 0)

@@ -5,8 +5,9 @@ Knows descriptors and paths; must not know what the files hold. One file a syste
 - `open_to_read(path)`: a descriptor; does not wait for whoever writes to a FIFO.
 - `open_locked(path)`: a descriptor to write to, the file made if need be; BlockingIOError where another holds its lock.
 - `lock(descriptor)`: waits for the lock of a file. The system frees a lock when the file is closed or its owner dies.
-- `read_at(descriptor, view, offset)`, `write_at(…)`: as many bytes as were read, 0 at the end, or written; for several
-  threads at once.
+- `read_at(descriptor, view, offset)`: as many bytes as were read, 0 at the end; for several threads at once.
+- `write_at(descriptor, views, offset)`: as many bytes as were written, of one or more views that are not empty, one
+  behind the other; likewise.
 - `publish(descriptor, temporary, output)`: puts a locked file, written and synchronised, in the place of `output`, and
   closes it. Whatever happens, `output` is the old file or the whole new one, and `temporary` is gone.
 - `discard(descriptor, temporary)`: removes a locked file, and closes it.

@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 assert sys.platform != "win32"
 
 import fcntl  # noqa: E402 (type checkers must know the system first)
+
+_MOST_VIEWS = 1024  # IOV_MAX of Linux and macOS
 
 
 def open_to_read(path: Path) -> int:
@@ -22,9 +26,9 @@ def read_at(descriptor: int, view: memoryview, offset: int) -> int:
     return os.preadv(descriptor, [view], offset)
 
 
-def write_at(descriptor: int, view: memoryview, offset: int) -> int:
-    """Writes `view` from `offset` on."""
-    return os.pwrite(descriptor, view, offset)
+def write_at(descriptor: int, views: Iterable[memoryview], offset: int) -> int:
+    """Writes as many of `views` as a call takes."""
+    return os.pwritev(descriptor, list(islice(views, _MOST_VIEWS)), offset)
 
 
 def lock(descriptor: int) -> None:

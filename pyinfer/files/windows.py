@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 
@@ -42,11 +43,11 @@ def read_at(descriptor: int, view: memoryview, offset: int) -> int:
     return len(data)
 
 
-def write_at(descriptor: int, view: memoryview, offset: int) -> int:
-    """Writes `view` from `offset` on."""
+def write_at(descriptor: int, views: Iterable[memoryview], offset: int) -> int:
+    """Writes the first of `views`."""
     with _place:
         os.lseek(descriptor, offset, os.SEEK_SET)
-        return os.write(descriptor, view[:_MOST])
+        return os.write(descriptor, next(iter(views))[:_MOST])
 
 
 def lock(descriptor: int) -> None:

@@ -56,7 +56,7 @@ def test_reads_and_writes_at_a_place_from_many_threads(module: ModuleType, tmp_p
     blocks = [bytes([number]) * 1000 for number in range(50)]
 
     def write(number: int) -> None:
-        assert module.write_at(descriptor, memoryview(blocks[number]), number * 1000) == 1000
+        assert module.write_at(descriptor, [memoryview(blocks[number])], number * 1000) == 1000
 
     in_threads(write)
     os.close(descriptor)
@@ -108,13 +108,23 @@ def test_a_lock_is_waited_for(module: ModuleType, tmp_path: Path) -> None:
     assert got.is_set()
 
 
+def test_views_are_written_one_behind_the_other(module: ModuleType, tmp_path: Path) -> None:
+    """As many as a call takes: at least the first."""
+    views = [memoryview(bytes([number % 251]) * (1 + number % 3)) for number in range(3000)]
+    descriptor = module.open_locked(tmp_path / "a")
+    done = module.write_at(descriptor, views, 7)
+    os.close(descriptor)
+    assert len(views[0]) <= done
+    assert (tmp_path / "a").read_bytes() == bytes(7) + b"".join(views)[:done]
+
+
 def test_publish_replaces_and_discard_removes(module: ModuleType, tmp_path: Path) -> None:
     output, temporary = tmp_path / "a", tmp_path / ".a.partial"
     output.write_bytes(b"old")
     module.discard(module.open_locked(temporary), temporary)
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and output.read_bytes() == b"old"
     descriptor = module.open_locked(temporary)
-    module.write_at(descriptor, memoryview(b"new"), 0)
+    module.write_at(descriptor, [memoryview(b"new")], 0)
     module.publish(descriptor, temporary, output)
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and output.read_bytes() == b"new"
     with pytest.raises(OSError, match=r"[Bb]ad file descriptor"):

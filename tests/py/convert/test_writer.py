@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -68,15 +69,17 @@ def test_killed_at_any_point_leaves_old_or_whole(source: Path, whole: bytes, tmp
 def test_full_disk_leaves_nothing(
     failing: int, source: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, real = [0], os.pwrite
+    """Whichever piece it is that finds no room, or what stands before the weights and is written last."""
+    calls, real = [0], files.write_at
 
-    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+    def write_at(descriptor: int, views: Collection[memoryview], offset: int) -> int:
         calls[0] += 1
-        if calls[0] == (failing if failing > 0 else 10**9) or (failing < 0 and offset == 0):
+        if calls[0] == (failing if failing > 0 else 10**9) or (failing < 0 and offset == 0 and calls[0] > 1):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(descriptor, data, offset)
+        return real(descriptor, views, offset)
 
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(writer, "_HUGE_PAGE", len(whole) // 8)
+    monkeypatch.setattr(files, "write_at", write_at)
     with pytest.raises(OSError, match="No space left") as caught:
         convert.convert(source, tmp_path / "a.bin")
     assert caught.value.filename == str(tmp_path / "a.bin")
@@ -159,16 +162,36 @@ def test_weights_are_written_in_whole_pieces(
     written: list[tuple[int, int]] = []
     write_at = files.write_at
 
-    def watched(descriptor: int, data: memoryview, offset: int) -> int:
-        written.append((offset, len(data)))
-        return write_at(descriptor, data, offset)
+    def watched(descriptor: int, views: Collection[memoryview], offset: int) -> int:
+        written.append((offset, sum(map(len, views))))
+        return write_at(descriptor, views, offset)
 
     monkeypatch.setattr(files, "write_at", watched)
     convert.convert(source, tmp_path / "a.bin")
     assert (tmp_path / "a.bin").read_bytes() == whole
-    pieces = written[:-3]  # then metadata, tokenizer and head
+    pieces = written[:-1]  # then what stands before the weights
     assert [offset for offset, _ in pieces] == [i * piece for i in range(len(pieces))]
     assert {size for _, size in pieces[:-1]} <= {piece} and sum(size for _, size in pieces) == len(whole)
+
+
+@pytest.mark.parametrize("most", [1, 1000, 12345])
+def test_what_a_call_leaves_is_written_by_the_next(
+    most: int, source: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Systems write less than they are asked to, in the middle of a view or between two."""
+
+    def short(descriptor: int, views: Iterable[memoryview], offset: int) -> int:
+        return os.pwrite(descriptor, b"".join(views)[:most], offset)
+
+    path = tmp_path / "a"
+    blocks = [os.urandom(size) for size in (1000, 1, 0, 999, 3000, 20000)]
+    monkeypatch.setattr(files, "write_at", short)
+    with open(path, "wb") as file:
+        writer._File(file.fileno(), path).write([memoryview(block) for block in blocks], 5)
+    assert path.read_bytes() == bytes(5) + b"".join(blocks)
+    if most > 1:
+        convert.convert(source, tmp_path / "a.bin")
+        assert (tmp_path / "a.bin").read_bytes() == whole
 
 
 def test_leftover_of_a_killed_run_is_taken_over(source: Path, whole: bytes, tmp_path: Path) -> None:
