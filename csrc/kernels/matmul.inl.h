@@ -479,11 +479,22 @@ void matmul_dispatch(const MatmulArgs& args, int first, int n) {
   }
 }
 
-// kFloatRows rows at a time: with more, sums leave the registers.
+// Rows of a short product that leave the sums of even and of odd columns in the registers.
+template <int R = kFloatRows>
+constexpr int short_rows() {
+  if constexpr (R <= 2 || 2 * R * kStrips <= kRegisters) {
+    return R;
+  } else {
+    return short_rows<R - 2>();
+  }
+}
+
+// kFloatRows rows at a time, or less of short products: with more, sums leave the registers.
 template <class Format>
 void matmul_f32(const MatmulArgs& args) {
-  for (int r = 0; r < args.n_rows; r += kFloatRows)
-    matmul_dispatch<Format, false, kFloatRows>(args, r, args.n_rows - r < kFloatRows ? args.n_rows - r : kFloatRows);
+  const int at_once = args.n_groups <= kSumGroups<Format> ? short_rows() : kFloatRows;
+  for (int r = 0; r < args.n_rows; r += at_once)
+    matmul_dispatch<Format, false, kFloatRows>(args, r, args.n_rows - r < at_once ? args.n_rows - r : at_once);
 }
 
 template <class Format>

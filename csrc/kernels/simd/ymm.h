@@ -14,7 +14,7 @@ namespace {
 enum {
   kLanes = 8,
   kPanelRows = 6,
-  kFloatRows = 4,
+  kFloatRows = 6,
   kDepth = 4,
   kQueries = 6,
   kBroadcasts = 0,
