@@ -139,7 +139,7 @@ def _read_front(path: Path) -> tuple[bytes, int]:
 
 
 def looks_like(path: Path) -> bool:
-    """Whether the file begins as the later layouts do, or with seven numbers of a model whose size is the file's."""
+    """Whether the file begins as the later layouts do, or with seven numbers that a model can have."""
     if path.is_dir():
         return False
     with in_file(path):
@@ -149,10 +149,10 @@ def looks_like(path: Path) -> bool:
         if size < HEADER:
             return False
         try:
-            layout = _first_layout(front)
+            _first_layout(front)
         except ModelFileError:
             return False
-        return size == layout.tensors()[""][0]
+        return True
 
 
 def _first_layout(front: bytes) -> _Layout:
@@ -170,7 +170,7 @@ def _layout(front: bytes, size: int) -> _Layout:
                 )
     end = layout.tensors()[""][0]
     if size != end:
-        raise ModelFileError(f"expected a file of {end} bytes, found {size}")
+        raise ModelFileError(f"expected a llama2.c file of {end} bytes, as its header says, found {size}")
     return layout
 
 

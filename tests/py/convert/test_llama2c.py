@@ -144,7 +144,7 @@ def test_a_head_of_its_own(tmp_path: Path) -> None:
         (header(0), "version"),
         (header(-1), "version"),
         (header(1)[:255], "header of 256"),
-        (header(1), "expected a file of"),
+        (header(1), "expected a llama2.c file of"),
         (header(1, tied=2), "flag"),
         (header(1, (64, 172, 5, 8, 4, -512, 512)), "vocabulary"),
         (header(1, (64, 172, 5, 0, 4, 512, 512)), "n_heads"),
@@ -168,6 +168,16 @@ def test_an_unknown_version_is_unsupported(tmp_path: Path) -> None:
         convert.open_source(place(tmp_path, header(9)))
 
 
+def test_the_first_layout_cut_anywhere(tmp_path: Path) -> None:
+    whole = (DATA / "stories260K.bin").read_bytes()
+    for size in [28, 29, 1000, len(whole) - 1]:
+        wanted = f"expected a llama2.c file of {len(whole)} bytes, as its header says, found {size}"
+        with pytest.raises(ModelFileError, match=wanted):
+            convert.open_source(place(tmp_path, whole[:size]))
+    with pytest.raises(ModelFileError, match="expected a GGUF file, a folder"):
+        convert.open_source(place(tmp_path, whole[:27]))
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_cut_anywhere(version: int, tmp_path: Path) -> None:
     whole = version1(stories()) if version == 1 else version2(stories(), 32)
@@ -175,5 +185,5 @@ def test_cut_anywhere(version: int, tmp_path: Path) -> None:
     for size in [*range(257), 1000, len(whole) // 2, len(whole) - 1]:
         with pytest.raises(ModelFileError):
             convert.open_source(place(tmp_path, whole[:size]))
-    with pytest.raises(ModelFileError, match="expected a file of"):
+    with pytest.raises(ModelFileError, match=r"expected a llama2\.c file of"):
         convert.open_source(place(tmp_path, whole + b"\0"))
