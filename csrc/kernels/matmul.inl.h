@@ -447,6 +447,16 @@ __attribute__((noinline)) void int8_rows_adding(const MatmulArgs& args) {
   int8_rows<Format, R, Blocks, true>(args);
 }
 
+// Rows of a short product that leave the sums of even and of odd columns in the registers.
+template <int R = kFloatRows>
+constexpr int short_rows() {
+  if constexpr (R <= 2 || 2 * R * kStrips <= kRegisters) {
+    return R;
+  } else {
+    return short_rows<R - 2>();
+  }
+}
+
 // R rows of a panel: all of it, or of floats those from row `first` on.
 template <class Format, bool kInt8, int R>
 void matmul_rows(const MatmulArgs& args, int first) {
@@ -460,9 +470,10 @@ void matmul_rows(const MatmulArgs& args, int first) {
     } else {
       int8_rows<Format, R, 2>(args);
     }
-  } else if (args.n_groups <= kSumGroups<Format>) {
-    f32_short<Format, R>(args, first);
   } else {
+    if constexpr (R <= short_rows()) {
+      if (args.n_groups <= kSumGroups<Format>) return f32_short<Format, R>(args, first);
+    }
     f32_long<Format, R>(args, first);
   }
 }
@@ -476,16 +487,6 @@ void matmul_dispatch(const MatmulArgs& args, int first, int n) {
     matmul_rows<Format, kInt8, R>(args, first);
   } else {
     matmul_dispatch<Format, kInt8, R - 1>(args, first, n);
-  }
-}
-
-// Rows of a short product that leave the sums of even and of odd columns in the registers.
-template <int R = kFloatRows>
-constexpr int short_rows() {
-  if constexpr (R <= 2 || 2 * R * kStrips <= kRegisters) {
-    return R;
-  } else {
-    return short_rows<R - 2>();
   }
 }
 
