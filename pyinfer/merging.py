@@ -17,7 +17,7 @@ from pyinfer import cache as store
 from pyinfer import convert, hub
 from pyinfer.adapters import Adapter, Adapters, Weighted, located, split
 from pyinfer.convert.checkpoint import Checkpoint, in_file
-from pyinfer.convert.identity import key_of
+from pyinfer.convert.identity import SourceChecksums, key_of
 from pyinfer.convert.merge import Into, Merged, base_values, merge
 from pyinfer.convert.metadata import told
 from pyinfer.convert.model_file import open_model_file
@@ -83,7 +83,8 @@ def convert_merged(
     files = dict.fromkeys(path for adapter, _ in weighted for path in adapter.source.paths)
     options = {**base.options, "adapters": described(weighted)}
     made = replace(made, checkpoint=replace(made.checkpoint, files=(*base.files, *files), options=options))
-    write_model(made.checkpoint, Path(output), weights, progress)
+    with SourceChecksums() as sources:
+        write_model(made.checkpoint, Path(output), sources, weights, progress)
     return made
 
 

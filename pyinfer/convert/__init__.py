@@ -158,10 +158,10 @@ def convert(
     system refuses.
     """
     path = Path(source)
-    with in_file(path), SourceChecksums() as sums:
+    with in_file(path), SourceChecksums() as sources:
         if path.is_file():
-            sums.begin([path])  # while headers and vocabulary are made sense of
-        return write_model(open_source(path), Path(output), weights, progress, sums)
+            sources.begin([path])  # while headers and vocabulary are made sense of
+        return write_model(open_source(path), Path(output), sources, weights, progress)
 
 
 def convert_delta(
@@ -186,8 +186,8 @@ def convert_delta(
         progress: as for `convert`.
     """
     made = applied(open_source(base), open_source(delta), new_rows)
-    with in_file(Path(delta)):
-        return write_model(made, Path(output), weights, progress)
+    with in_file(Path(delta)), SourceChecksums() as sources:
+        return write_model(made, Path(output), sources, weights, progress)
 
 
 def is_sound(path: Path) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from types import TracebackType
 
 from pyinfer.convert.checkpoint import open_regular, read_exactly
 from pyinfer.convert.metadata import CONVERTER_VERSION, SourceFile, told
@@ -63,9 +62,7 @@ class SourceChecksums:
     def __enter__(self) -> SourceChecksums:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._pool.shutdown()
 

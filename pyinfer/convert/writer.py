@@ -407,12 +407,12 @@ def _check_output(checkpoint: Checkpoint, output: Path, needed: int) -> None:
 def write_model(
     checkpoint: Checkpoint,
     output: Path,
+    sources: SourceChecksums,
     weights: str | None = None,
     progress: Progress | None = None,
-    source_sums: SourceChecksums | None = None,
 ) -> Metadata:
     """Converts an opened checkpoint into `output` and returns the metadata that was stored. Checksums of its files are
-    taken from `source_sums`, if they were begun there.
+    taken from `sources`, where they may have begun before.
 
     Raises ModelFileError for bad sources, RequestError for a `weights` that cannot be honoured, OSError
     where the system refuses.
@@ -426,7 +426,6 @@ def write_model(
     workers = min(_MAX_WORKERS, _core.default_threads())
     with (
         ThreadPoolExecutor(workers) as pool,
-        source_sums or SourceChecksums() as sources,
         ThreadPoolExecutor(1) as summing,
         ThreadPoolExecutor(1) as flushing,
         _temporary(output) as file,

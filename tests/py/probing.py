@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyinfer import _core
 
+THREADS = (1, 2, 3)
 ISAS = tuple(name for name, runs_here in _core.isas() if runs_here)
 
 
@@ -47,7 +48,7 @@ def probe_logits(
     isa: str,
     activations: str = "int8",
     kv: str = "auto",
-    threads: tuple[int, ...] = (1, 2, 3),
+    threads: tuple[int, ...] = THREADS,
 ) -> Answer:
     """Logits of `tokens` under `isa`, and the digests of all ways to compute them."""
     np.save(folder / "tokens.npy", np.array(tokens, np.int32))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from probing import ISAS, probe_logits
+from probing import ISAS, THREADS, probe_logits
 from pyinfer import _core, convert
 from tiny_models import Shape, named, tokens
 
@@ -133,7 +133,7 @@ def test_context_size_does_not_matter(engine: _core.Engine, whole: Logits, conte
 
 
 def assert_bits_of_every_processor(
-    name: str, model: Path, isa: str, kind: str, folder: Path, threads: tuple[int, ...] = (1, 2, 3)
+    name: str, model: Path, isa: str, kind: str, folder: Path, threads: tuple[int, ...] = THREADS
 ) -> None:
     """All ways to compute a model's logits give the bits that are written down for every processor."""
     golden = json.loads((TESTS / "golden" / "bits.json").read_text(encoding="utf-8"))[name]
@@ -158,5 +158,5 @@ def test_every_processor_tells_the_same_story(isa: str, kind: str, tmp_path: Pat
     [*((isa, "int8 f16") for isa in ISAS), *((isa, "int8 i16") for isa in ISAS[1:]), (ISAS[-1], "f32 f16")],
 )
 def test_a_real_model(isa: str, kind: str, smollm2_bin: Path, tmp_path: Path) -> None:
-    threads = (2,) if isa == "scalar" else (1, 2, 3)  # plain C++ takes a minute for each
+    threads = (2,) if isa == "scalar" else THREADS  # plain C++ takes a minute for each
     assert_bits_of_every_processor("smollm2", smollm2_bin, isa, kind, tmp_path, threads)

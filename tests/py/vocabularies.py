@@ -40,11 +40,8 @@ def folder() -> Path:
 
 def _fetched(scratch: Path) -> Path:
     package, _, version = SDIST.removesuffix(".tar.gz").rpartition("-")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += [
-        "--no-binary",
-        package,
-    ]  # not `:all:`: pip would build what it reads metadata with, CMake among it
+    # Of this package alone: with `:all:` pip would build what it reads metadata with, CMake among it.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", package]
     done = subprocess.run(
         [*command, "--dest", str(scratch), f"{package}=={version}"],
         capture_output=True,
