@@ -14,9 +14,9 @@ function(pyinfer_isa name)
   add_library(${target} OBJECT ${PROJECT_SOURCE_DIR}/csrc/kernels/table.cpp)
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
   target_compile_definitions(${target} PRIVATE PYINFER_ISA_NAME=${name} PYINFER_ISA_HEADER="kernels/simd/${name}.h")
-  target_compile_options(${target} PRIVATE ${ARGN} -O3 -fno-math-errno)
-  if(PYINFER_SANITIZE)  # at -O3 the checks unroll by the million, and the compiler runs for ten minutes
-    target_compile_options(${target} PRIVATE -O1)
+  target_compile_options(${target} PRIVATE ${ARGN} -fno-math-errno)
+  if(NOT PYINFER_SANITIZE)  # checks unroll by the million, and the compiler runs for ten minutes
+    target_compile_options(${target} PRIVATE -O3)
   endif()
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # GCC 12's own AVX-512 header trips this warning in every user of it (GCC bug 105593).

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,10 +37,16 @@ def run(*command: str) -> None:
         raise SystemExit(f"{command[0]}: exit code {code}")
 
 
-def build(folder: Path, objects: Path) -> Path:
-    """The source archive into `folder`, and the wheel that is built from the archive; returns the wheel."""
-    setting = f"--config-setting=build-dir={objects}"
-    run(sys.executable, "-m", "build", "--outdir", str(folder), setting, str(ROOT))
+def build(folder: Path, unpacked: Path) -> Path:
+    """The source archive into `folder`, and the wheel that is built from what it holds; returns the wheel.
+
+    The objects lie where they lie in a checkout, so that a compiler cache knows them.
+    """
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", str(folder), str(ROOT))
+    [archive] = folder.glob("*.tar.gz")
+    shutil.unpack_archive(archive, unpacked)
+    [source] = unpacked.iterdir()
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(source))
     [wheel] = folder.glob("*.whl")
     return wheel
 
@@ -66,14 +73,14 @@ def main() -> int:
     if len(sys.argv) != 2:
         raise SystemExit("usage: python tools/build_wheel.py FOLDER")
     folder = Path(sys.argv[1]).resolve()
-    if folder.exists() and any(folder.glob("*.whl")):
-        raise SystemExit(f"{folder}: expected a folder without wheels, found some")
+    if folder.exists() and any(path.suffix in (".whl", ".gz") for path in folder.iterdir()):
+        raise SystemExit(f"{folder}: expected a folder without wheels and archives, found some")
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as objects:
-        wheel = build(folder, Path(objects))
+    with tempfile.TemporaryDirectory() as unpacked:
+        wheel = build(folder, Path(unpacked))
         print(f"built in {time.monotonic() - start:.0f} s")
-        print_kernel_sizes(Path(objects))
+        print_kernel_sizes(Path(unpacked))
     if sys.platform == "linux":
         repair(wheel, folder)
     run(sys.executable, str(ROOT / "tools/check_wheel.py"), str(folder))
