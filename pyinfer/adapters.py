@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, Union
 
-import numpy as np
-
+from pyinfer.arguments import is_number, plain, shown
 from pyinfer.convert import gguf_adapter, peft
 from pyinfer.convert.adapter import AdapterSource
 from pyinfer.convert.checkpoint import in_file, sensible
@@ -107,7 +106,7 @@ def split(item: object) -> tuple[AdapterLike, float]:
     adapter, weight = item if isinstance(item, tuple) and len(item) == 2 else (item, 1.0)
     if not isinstance(adapter, (str, os.PathLike, Adapter)):
         raise RequestError(f"adapters: expected names, paths or adapters, found {type(adapter).__name__}")
-    number = isinstance(weight, (int, float, np.integer, np.floating)) and not isinstance(weight, bool)
-    if not number or not abs(weight) <= MOST_WEIGHT:
-        raise RequestError(f"adapters: expected a weight from -1e6 to 1e6, found {weight!r}")
-    return adapter, float(weight)
+    factor = plain(weight)
+    if not is_number(factor) or not abs(factor) <= MOST_WEIGHT:
+        raise RequestError(f"adapters: expected a weight from -1e6 to 1e6, found {shown(weight)}")
+    return adapter, float(factor)

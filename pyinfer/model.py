@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pyinfer import _core, memory, prompt_formats
 from pyinfer.answering import Answering, ChatOptions, Options, Prompt, Turn
+from pyinfer.arguments import is_whole, plain, shown
 from pyinfer.chat import ChatFormat, checked_conversation
 from pyinfer.convert.metadata import Metadata
 from pyinfer.errors import ContextFullError, RequestError
@@ -96,8 +97,8 @@ def load(
     """
     if not isinstance(path_or_name, (str, os.PathLike)):
         raise RequestError(f"path_or_name: expected a path or a name, found {type(path_or_name).__name__}")
-    _require_whole("threads", threads, 1, MOST_THREADS)
-    _require_whole("context", None if context == "fit" else context, 1)
+    threads = _whole("threads", threads, 1, MOST_THREADS)
+    context = context if context == "fit" else _whole("context", context, 1)
     chosen = chosen_activations(activations)
     if kv not in ("auto", "f16", "i16", "q8"):
         raise RequestError(f"kv: expected auto, f16, i16 or q8, found {kv!r}")
@@ -322,7 +323,7 @@ class Model(Answering):
         for i, token in enumerate(prompt):
             if not _is_token(token, self.n_vocab):
                 raise RequestError(
-                    f"prompt[{i}]: expected a token id from 0 to {self.n_vocab - 1}, found {token!r}"
+                    f"prompt[{i}]: expected a token id from 0 to {self.n_vocab - 1}, found {shown(token)}"
                 )
         return tuple(map(int, prompt))
 
@@ -343,8 +344,8 @@ class Model(Answering):
         given: dict[str, Any] = dict(options)
         names = ("params", "max_tokens", "stop", "logprobs", "processors", "adapters")
         params, max_tokens, stop, logprobs, processors, adapters = (given.pop(name, None) for name in names)
-        _require_whole("max_tokens", max_tokens, 0)
-        _require_whole("logprobs", logprobs, 0, MOST_TOP)
+        max_tokens = _whole("max_tokens", max_tokens, 0)
+        logprobs = _whole("logprobs", logprobs, 0, MOST_TOP)
         sampling = merged(params, cast(SamplingFields, given)).with_seed()
         _require_biases_below(self.n_vocab, sampling.logit_bias)
         stops = checked_stops(() if stop is None else stop)
@@ -431,14 +432,14 @@ def chosen_activations(given: str | None) -> Activations:
 
 
 def _context(given: int | None, trained: int) -> int:
-    if given is None:
+    size = _whole("context", given, 1)
+    if size is None:
         return min(trained, DEFAULT_CONTEXT)
-    _require_whole("context", given, 1)
-    if given > trained:
+    if size > trained:
         raise RequestError(
-            f"context: expected at most {trained}, for which the model was trained, found {given}"
+            f"context: expected at most {trained}, for which the model was trained, found {shown(size)}"
         )
-    return given
+    return size
 
 
 def _fitting(given: Context, trained: int, engine: _core.Engine, kv: Kv, name: str) -> int:
@@ -490,14 +491,13 @@ def _is_token(value: object, n_vocab: int) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= int(value) < n_vocab
 
 
-def _require_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+def _whole(name: str, given: object, low: int, high: int | None = None) -> int | None:
     """A whole number within limits, or None."""
-    if value is None:
-        return
-    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= (high or value):
-        return
+    value = plain(given)
+    if value is None or (is_whole(value) and low <= value <= (high or value)):
+        return value
     wanted = f"from {low} to {high}" if high else f"of at least {low}"
-    raise RequestError(f"{name}: expected a whole number {wanted}, found {value!r}")
+    raise RequestError(f"{name}: expected a whole number {wanted}, found {shown(given)}")
 
 
 def _require_biases_below(n_vocab: int, biases: Mapping[int, float]) -> None:

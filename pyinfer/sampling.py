@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, TypedDict
 
+from pyinfer.arguments import is_number, is_whole, plain, shown
 from pyinfer.errors import RequestError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class SamplingParams:
         for name, (low, high) in _LIMITS.items():
             value = getattr(self, name)
             if not (name == "seed" and value is None):
-                _check(name, value, low, high, whole=name in _WHOLE)
+                object.__setattr__(self, name, _checked(name, value, low, high, whole=name in _WHOLE))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
 
     def with_seed(self) -> SamplingParams:
@@ -127,11 +128,12 @@ def merged(params: SamplingParams | None, changes: SamplingFields) -> SamplingPa
     return replace(params or SamplingParams(), **changes)
 
 
-def _check(name: str, value: object, low: float, high: float, *, whole: bool) -> None:
-    kinds = (int,) if whole else (int, float)
+def _checked(name: str, given: object, low: float, high: float, *, whole: bool) -> float:
+    value = plain(given)
+    if is_number(value) and (is_whole(value) or not whole) and low <= value <= high:
+        return value
     wanted = f"{'a whole number' if whole else 'a number'} from {low:g} to {high}"
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        raise RequestError(f"{name}: expected {wanted}, found {value!r}")
+    raise RequestError(f"{name}: expected {wanted}, found {shown(given)}")
 
 
 def _checked_bias(bias: object) -> dict[int, float]:
@@ -139,9 +141,11 @@ def _checked_bias(bias: object) -> dict[int, float]:
         raise RequestError(
             f"logit_bias: expected a mapping of token ids to numbers, found {type(bias).__name__}"
         )
-    for token, value in bias.items():
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
-            raise RequestError(f"logit_bias: expected token ids of 0 or more, found {token!r}")
-        if value != -math.inf:
-            _check(f"logit_bias[{token}]", value, -_BIAS_LIMIT, _BIAS_LIMIT, whole=False)
-    return {token: float(value) for token, value in bias.items()}
+    checked = {}
+    for given, value in bias.items():
+        token = plain(given)
+        if not is_whole(token) or not 0 <= token < 2**31:
+            raise RequestError(f"logit_bias: expected token ids of 0 or more, found {shown(given)}")
+        low = -_BIAS_LIMIT if value != -math.inf else -math.inf
+        checked[token] = float(_checked(f"logit_bias[{token}]", value, low, _BIAS_LIMIT, whole=False))
+    return checked

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pyinfer.answering import Answering, Message, Prompt, Turn
+from pyinfer.arguments import is_whole, plain, shown
 from pyinfer.chat import checked_messages
 from pyinfer.errors import RequestError
 from pyinfer.generation import Chunks, Stream, chunks
@@ -109,9 +110,12 @@ class Session(Answering):
         """Forgets all tokens from `position` on; `messages` stay."""
         with self._timeline.lease():
             held = len(self._timeline.tokens)
-            if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position <= held:
-                raise RequestError(f"position: expected 0 to {held}, the tokens held, found {position!r}")
-            self._timeline.truncate(position)
+            end = plain(position)
+            if not is_whole(end) or not 0 <= end <= held:
+                raise RequestError(
+                    f"position: expected 0 to {held}, the tokens held, found {shown(position)}"
+                )
+            self._timeline.truncate(end)
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
         """Continues a prompt, chunk by chunk."""

@@ -77,6 +77,7 @@ def include_breaches(folder: str, inside: Path, name: str) -> Iterator[str]:
 
 PYTHON_MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
+    "arguments": set(),
     "_core": set(),
     "cache": {"errors", "files"},
     "fetch": {"errors"},
@@ -84,12 +85,12 @@ PYTHON_MAY_KNOW: dict[str, set[str]] = {
     "memory": {"errors", "_core"},
     "stopping": {"errors"},
     "template": {"errors"},
-    "sampling": {"errors", "_core"},
+    "sampling": {"arguments", "errors", "_core"},
     "timeline": {"errors", "_core"},
     "vocabulary": {"errors"},
     "convert": {"errors", "_core", "files", "vocabulary"},
     "tokenizer": {"errors", "_core", "convert", "vocabulary"},
-    "adapters": {"errors", "_core", "convert"},
+    "adapters": {"arguments", "errors", "_core", "convert"},
     "stack": {"errors", "_core", "adapters", "convert"},
     "completion": {"errors", "sampling"},
     "hub": {"errors", "cache", "convert", "fetch"},

@@ -129,6 +129,26 @@ def test_half_characters_become_replacement_characters(stories: Model) -> None:
     assert joined(chunks) == ("\ufffd" * 3, (byte,) * 3)
 
 
+def test_numbers_may_be_those_of_numpy(stories: Model) -> None:
+    expected = stories.generate(ONCE, seed=7, max_tokens=5, logprobs=2)
+    rng = np.array([7, 5, 2])
+    found = stories.generate(ONCE, seed=rng[0], max_tokens=rng[1], logprobs=rng[2])
+    assert (found.tokens, found.seed, found.logprobs) == (expected.tokens, 7, expected.logprobs)
+    assert type(found.seed) is int
+    with stories.session(context=np.int64(64)) as session:  # type: ignore[arg-type]
+        session.append(ONCE)
+        session.truncate(np.int64(1))  # type: ignore[arg-type]
+        assert (session.context, session.position) == (64, 1)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "logprobs"])
+def test_a_number_that_is_too_long_to_be_printed_is_refused_too(stories: Model, name: str) -> None:
+    with pytest.raises(RequestError, match=rf"^{name}: .*, found a number of 16610 bits$"):
+        stories.generate(ONCE, **{name: -(10**5000)})  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"^prompt\[1\]: .*, found a number of 16610 bits$"):
+        stories.generate([1, 10**5000])
+
+
 def test_no_tokens_is_an_answer(stories: Model) -> None:
     answer = stories.generate(ONCE, max_tokens=0)
     assert (answer.text, answer.tokens, answer.finish_reason) == ("", (), "length")

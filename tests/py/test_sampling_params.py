@@ -4,7 +4,9 @@ import copy
 import dataclasses
 import math
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from pyinfer.errors import RequestError
@@ -76,6 +78,34 @@ def test_limits_themselves_are_allowed() -> None:
     SamplingParams(temperature=100, top_p=1, min_p=1, typical_p=1, repetition_penalty=100, seed=2**64 - 1)
     SamplingParams(presence_penalty=-100, frequency_penalty=100, penalty_window=1 << 20, top_k=2**31 - 1)
     SamplingParams(logit_bias={0: -math.inf, 1: 1000, 2: -1000})
+
+
+def test_numbers_of_other_packages_become_pythons() -> None:
+    params = SamplingParams(
+        temperature=np.float32(0.5),  # type: ignore[arg-type]
+        top_k=np.int64(5),  # type: ignore[arg-type]
+        top_p=Fraction(1, 2),  # type: ignore[arg-type]
+        seed=np.uint64(2**64 - 1),  # type: ignore[arg-type]
+        logit_bias={np.int32(3): np.float16(-2)},  # type: ignore[dict-item]
+    )
+    assert params == SamplingParams(temperature=0.5, top_k=5, top_p=0.5, seed=2**64 - 1, logit_bias={3: -2})
+    kinds = [type(value) for value in (params.temperature, params.top_k, params.top_p, params.seed)]
+    assert kinds == [float, int, float, int]
+    assert {type(token) for token in params.logit_bias} == {int}
+
+
+@pytest.mark.parametrize("value", [np.bool_(True), np.float32("nan"), np.array(1), Fraction(10**400)])
+def test_of_other_packages_numbers_within_limits_only(value: object) -> None:
+    for name in ("temperature", "seed"):
+        with pytest.raises(RequestError, match=rf"^{name}: expected a .*number from 0 to "):
+            SamplingParams(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_number_that_is_too_long_to_be_printed_is_told_by_its_size() -> None:
+    with pytest.raises(RequestError, match=r"^seed: .*, found a number of 16610 bits$"):
+        SamplingParams(seed=10**5000)
+    with pytest.raises(RequestError, match=r"^logit_bias: .*, found a number of 16610 bits$"):
+        SamplingParams(logit_bias={10**5000: 1.0})
 
 
 def test_parameters_are_values() -> None:
