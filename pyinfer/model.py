@@ -320,12 +320,15 @@ class Model(Answering):
             return tuple(self.tokenizer.encode(prompt, add_special=add_special))
         if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
             raise RequestError(f"prompt: expected text or token ids, found {type(prompt).__name__}")
-        for i, token in enumerate(prompt):
-            if not _is_token(token, self.n_vocab):
+        tokens = []
+        for i, given in enumerate(prompt):
+            token = plain(given)
+            if not is_whole(token) or not 0 <= token < self.n_vocab:
                 raise RequestError(
-                    f"prompt[{i}]: expected a token id from 0 to {self.n_vocab - 1}, found {shown(token)}"
+                    f"prompt[{i}]: expected a token id from 0 to {self.n_vocab - 1}, found {shown(given)}"
                 )
-        return tuple(map(int, prompt))
+            tokens.append(token)
+        return tuple(tokens)
 
     def chat_request(self, messages: Turn, context: int, options: ChatOptions, stack: Stacked) -> Request:
         """A request that answers messages, checked; stop strings of the format come before those of the options."""
@@ -485,10 +488,6 @@ def _callables(processors: object) -> tuple[Processor, ...]:
         if not callable(one):
             raise RequestError(f"{wanted}, found {type(one).__name__}")
     return found
-
-
-def _is_token(value: object, n_vocab: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= int(value) < n_vocab
 
 
 def _whole(name: str, given: object, low: int, high: int | None = None) -> int | None:
