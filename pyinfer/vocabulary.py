@@ -5,8 +5,9 @@ Must not know metadata, files or streams. `sentencepiece` and `tokenizers` are i
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from threading import Lock
 from typing import Any, Protocol
 
@@ -110,12 +111,16 @@ class _Tokenizers:
         self._left = {token.content for token in self._added.values() if token.lstrip}
         self._right = {token.content for token in self._added.values() if token.rstrip}
         self._letters = _letters_alone(model)
+        self._further: Any = None  # for texts behind another, made when it is needed
 
     def split(self, text: str, parse_special: bool) -> list[int]:
+        return self._split(self._model, text, parse_special)
+
+    def _split(self, model: Any, text: str, parse_special: bool) -> list[int]:
         try:
             with self._lock:
-                self._model.encode_special_tokens = not parse_special
-                ids = list(self._model.encode(text, add_special_tokens=False).ids)
+                model.encode_special_tokens = not parse_special
+                ids = list(model.encode(text, add_special_tokens=False).ids)
         except _NOT_PANICS:
             raise
         except BaseException as error:
@@ -149,8 +154,17 @@ class _Tokenizers:
     def join(self, parts: Sequence[str]) -> list[int]:
         special, ids = self.special(), list[int]()
         for i, part in enumerate(_trimmed(parts, self._left, self._right)):
-            ids += [special[part]] if i % 2 else self.split(part, False) if part else []
+            if i % 2:
+                ids.append(special[part])
+            elif part:
+                ids += self._split(self._behind_another() if i else self._model, part, False)
         return ids
+
+    def _behind_another(self) -> Any:
+        """What splits a text that does not begin a prompt."""
+        if self._further is None:
+            self._further = _without_first_prefix(self._model)
+        return self._further
 
     def piece(self, token: int) -> str:
         return self._model.id_to_token(token) or ""
@@ -189,6 +203,19 @@ def load_library(kind: str, blob: bytes) -> Any:
         ) from None
 
 
+def put_first(model: Any) -> int | None:
+    """The token that a `tokenizers.Tokenizer` puts before every text; a ModelFileError says why it cannot be told."""
+    try:
+        ids = model.encode("", add_special_tokens=True).ids
+    except _NOT_PANICS:
+        raise
+    except BaseException as error:
+        raise ModelFileError(
+            f"tokenizer: expected tokens around a text that are in the vocabulary, found others: {_reason(error)}"
+        ) from None
+    return ids[0] if ids else None
+
+
 def _letters_alone(model: Any) -> frozenset[str] | None:
     """The characters that a BPE model can write, where it leaves out all others without a word: it has neither bytes
     nor a token for the unknown. None elsewhere.
@@ -206,6 +233,27 @@ def _letters_alone(model: Any) -> frozenset[str] | None:
         piece.removeprefix(before).removesuffix(behind) for piece in model.get_vocab(with_added_tokens=False)
     )
     return frozenset(piece for piece in pieces if len(piece) == 1)
+
+
+def _without_first_prefix(model: Any) -> Any:
+    """The same model, or one like it where the first text alone, behind no token, gets a space in front."""
+    made = json.loads(model.to_str())
+    stages = [
+        stage
+        for stage in _pre_tokenizers(made.get("pre_tokenizer"))
+        if stage.get("prepend_scheme") == "first"
+    ]
+    if not stages:
+        return model
+    for stage in stages:
+        stage["prepend_scheme"] = "never"
+    return _as_for_use(type(model).from_str(json.dumps(made)))
+
+
+def _pre_tokenizers(part: Any) -> Iterator[dict[str, Any]]:
+    """The stages of a pre-tokenizer, one or a sequence."""
+    for stage in (part or {}).get("pretokenizers", [part] if part else []):
+        yield from _pre_tokenizers(stage) if "pretokenizers" in stage else [stage]
 
 
 def _as_for_use(model: Any) -> Any:

@@ -208,5 +208,5 @@ def content_key(path: str | os.PathLike[str], *, weights: str | None = None) -> 
     the whole source is in the metadata of the converted file.
     """
     path = Path(path)
-    with in_file(path):
+    with in_file(path), sensible("a checkpoint"):
         return key_of(_reader(path).files(path), weights)

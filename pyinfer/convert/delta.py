@@ -20,6 +20,7 @@ from pyinfer.errors import ModelFileError, RequestError, UnsupportedError
 NewRows = Literal["zero", "mean"]
 NEW_ROWS: tuple[NewRows, ...] = ("zero", "mean")
 _VOCABULARY_ROLES = ("embedding", "head")
+_COMPUTED = ("rope_freqs", "rope_freqs_local", "rope_freqs_long")
 _FREE = ("n_vocab", "context", "norm_eps")
 """What the delta decides; the other numbers must agree."""
 _STEP = 1024  # rows read at once for a mean
@@ -36,7 +37,10 @@ def applied(base: Checkpoint, delta: Checkpoint, new_rows: NewRows | None = None
     places = {(tensor.role, tensor.layer): tensor for tensor in base.tensors}
     if places.keys() != {(tensor.role, tensor.layer) for tensor in delta.tensors}:
         raise ModelFileError("base: expected the tensors of the delta, found others")
-    tensors = tuple(_sum(places[tensor.role, tensor.layer], tensor, new_rows) for tensor in delta.tensors)
+    tensors = tuple(
+        _sum(places[tensor.role, tensor.layer], tensor, new_rows, _offset(tensor, delta.spec))
+        for tensor in delta.tensors
+    )
     tokenizer = base.tokenizer if delta.tokenizer.kind == "none" else delta.tokenizer
     chosen = {"new_rows": new_rows} if new_rows else {}
     return replace(
@@ -60,14 +64,19 @@ def _check_spec(base: Spec, delta: Spec) -> None:
         raise ModelFileError(f"n_vocab: expected at most {delta.n_vocab} in the base, found {base.n_vocab}")
 
 
-def _sum(base: Tensor, delta: Tensor, new_rows: NewRows | None) -> Tensor:
-    """Their sum in float32; what is computed and not stored stays as the delta has it."""
+def _offset(tensor: Tensor, spec: Spec) -> float:
+    """What both sides have added to what is stored: 1 + w is to become 1 + base + delta."""
+    return 1.0 if spec.norm_offset and tensor.role.endswith("norm") else 0.0
+
+
+def _sum(base: Tensor, delta: Tensor, new_rows: NewRows | None, offset: float) -> Tensor:
+    """Their sum less `offset` in float32; what is computed and not stored stays as the delta has it."""
     for tensor in (base, delta):
         if tensor.source not in FLOAT_SOURCES:
             raise UnsupportedError(
                 f"{tensor.name}: expected {' or '.join(FLOAT_SOURCES)}, found {tensor.source}"
             )
-    if delta.role == "rope_freqs":
+    if delta.role in _COMPUTED:
         return delta
     if base.rows < delta.rows and new_rows is None:
         more = delta.rows - base.rows
@@ -83,7 +92,7 @@ def _sum(base: Tensor, delta: Tensor, new_rows: NewRows | None) -> Tensor:
         values = delta.values(start, stop)
         known = min(stop, base.rows) - start
         if known > 0:
-            values[:known] += base.values(start, start + known)
+            values[:known] += base.values(start, start + known) - np.float32(offset)
         if known < stop - start:
             values[max(known, 0) :] += mean()
         return values.reshape(-1).view(np.uint8)

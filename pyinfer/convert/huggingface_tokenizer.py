@@ -17,7 +17,7 @@ from pyinfer.convert.gguf_tokenizer import END_TOKENS
 from pyinfer.convert.sentencepiece_model import CONTROL, USER_DEFINED, Piece, encode_pieces
 from pyinfer.convert.small_file import optional_json, read_json, read_small
 from pyinfer.errors import ModelFileError, UnsupportedError
-from pyinfer.vocabulary import load_library
+from pyinfer.vocabulary import load_library, put_first
 
 Json = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ def read_tokenizer(folder: Path, config: Json, generation: Json, settings: Json)
     else:
         return TokenizerSource()
     with in_file(file):
-        bos = _token(opened, settings.get("bos_token"), config.get("bos_token_id"))
+        bos = _stated(opened, "bos", config, settings)
         return TokenizerSource(
             kind=opened.kind,
             blob=opened.blob,
@@ -40,7 +40,7 @@ def read_tokenizer(folder: Path, config: Json, generation: Json, settings: Json)
             space_prefix=opened.space_prefix,
             bos=bos,
             eos=_ends(opened, config, generation, settings),
-            pad=_token(opened, settings.get("pad_token"), config.get("pad_token_id")),
+            pad=_stated(opened, "pad", config, settings),
             unk=_token(opened, settings.get("unk_token"), None),
             add_bos=_flag(settings, "add_bos_token", opened.adds_bos and bos is not None),
             add_eos=_flag(settings, "add_eos_token", False),
@@ -79,6 +79,14 @@ def _token(opened: _Opened, spelled: Any, numbered: Any) -> int | None:
     return numbers[0] if numbers else None
 
 
+def _stated(opened: _Opened, name: str, config: Json, settings: Json) -> int | None:
+    """The id of `bos` or `pad`: the number in config.json counts where the tokenizer's settings do not say null."""
+    spelled = f"{name}_token"
+    if spelled in settings and settings[spelled] is None:
+        return None
+    return _token(opened, settings.get(spelled), config.get(f"{name}_token_id"))
+
+
 def _numbers(value: Any) -> list[int]:
     """An id or a list of ids; negative ones mean that there is none."""
     if value is None:
@@ -90,13 +98,13 @@ def _numbers(value: Any) -> list[int]:
 
 
 def _ends(opened: _Opened, config: Json, generation: Json, settings: Json) -> tuple[int, ...]:
-    """generation_config.json knows best, then config.json; the tokenizer's own end and known end tokens
-    are added.
+    """The tokenizer's own end is the first, which texts and templates mean; generation_config.json, else config.json,
+    knows what else ends an answer, and known end tokens are added.
     """
-    ends = _numbers(generation.get("eos_token_id", config.get("eos_token_id")))
     own = _token(opened, settings.get("eos_token"), None)
+    ends = _numbers(generation.get("eos_token_id", config.get("eos_token_id")))
     named = [opened.ids[token] for token in END_TOKENS if token in opened.special]
-    return tuple(dict.fromkeys([*ends, *([] if own is None else [own]), *named]))
+    return tuple(dict.fromkeys([*([] if own is None else [own]), *ends, *named]))
 
 
 def _library(path: Path) -> _Opened:
@@ -108,8 +116,8 @@ def _library(path: Path) -> _Opened:
         special = {token.content for token in library.get_added_tokens_decoder().values() if token.special}
         opened = _Opened("tokenizers", blob, library.get_vocab(with_added_tokens=True), special)
         opened.byte_level, opened.space_prefix = _spelling(json.loads(library.to_str()).get("decoder"))
-        first = library.encode("", add_special_tokens=True).ids[:1]
-        opened.adds_bos = bool(first) and library.id_to_token(first[0]) in special
+        first = put_first(library)
+        opened.adds_bos = first is not None and library.id_to_token(first) in special
         return opened
 
 

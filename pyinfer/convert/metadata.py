@@ -12,9 +12,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pyinfer.errors import ModelFileError
 
-CONVERTER_VERSION = 3
+CONVERTER_VERSION = 4
 """Goes up when a conversion of the same source would give another file; part of every cache key."""
 
+_MOST = 2.0**63
 TOKENIZER_KINDS = ("sentencepiece", "tokenizers", "none")
 
 
@@ -132,6 +133,8 @@ def _read(kind: Any, raw: Any, where: str) -> Any:
         return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
     if origin is dict and isinstance(raw, dict):
         return {key: _read(args[1], value, f"{where}.{key}") for key, value in raw.items()}
+    if type(raw) in (int, float) and not -_MOST < raw < _MOST:
+        raise ModelFileError(f"{where}: expected a number of less than 2^63, found one beyond")
     if kind is float and type(raw) in (int, float):
         return float(raw)
     allowed = args if args and origin not in (tuple, dict) else (kind,)

@@ -80,8 +80,15 @@ def interleaved(values: NDArray[Any], head_dim: int) -> NDArray[Any]:
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(values.shape)
 
 
-def write(name: str, path: Path, more: Mapping[str, Any] | None = None) -> Path:
-    """Writes the GGUF file of a family: matrices in F16, vectors in F32; `more` are keys to add or replace."""
+def write(
+    name: str,
+    path: Path,
+    more: Mapping[str, Any] | None = None,
+    vectors: Mapping[str, list[float]] | None = None,
+) -> Path:
+    """Writes the GGUF file of a family: matrices in F16, vectors in F32; `more` are keys to add, replace or, with None,
+    leave out, `vectors` tensors to add.
+    """
     architecture, settings = ARCHITECTURES[name], config(name)
     gemma = architecture.startswith("gemma")
     tensors = []
@@ -94,10 +101,16 @@ def write(name: str, path: Path, more: Mapping[str, Any] | None = None) -> Path:
         data = float_bytes(kind, values.astype(np.float32))
         tensors.append(Tensor(gguf_name(source, gemma), kind, rows, values.shape[-1], data))
     keys = {f"{architecture}.{key}": value for key, value in _keys(name, settings).items()}
-    factors = _factors(settings)
-    return write_gguf(
-        path, {"general.architecture": architecture, **keys, **(more or {})}, [*tensors, *factors]
-    )
+    keys |= {"general.architecture": architecture, **(more or {})}
+    wanted = {key: value for key, value in keys.items() if value is not None}
+    return write_gguf(path, wanted, [*tensors, *_vectors(_factors(settings) | dict(vectors or {}))])
+
+
+def _vectors(values: Mapping[str, list[float]]) -> list[Tensor]:
+    return [
+        Tensor(name, "F32", 0, len(array), float_bytes("F32", np.array(array, np.float32)))
+        for name, array in values.items()
+    ]
 
 
 def _rope(settings: dict[str, Any]) -> dict[str, Any]:
@@ -139,18 +152,14 @@ def _keys(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def _factors(settings: dict[str, Any]) -> list[Tensor]:
+def _factors(settings: dict[str, Any]) -> dict[str, list[float]]:
     """Divisors of frequencies, where llama.cpp's converter stores them as tensors."""
     rope = _rope(settings)
-    found = {}
     if rope["rope_type"] == "longrope":
-        found = {f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("short", "long")}
+        return {f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("short", "long")}
     if rope["rope_type"] == "llama3":
-        found = {"rope_freqs.weight": _llama3_divisors(settings["head_dim"], rope)}
-    return [
-        Tensor(name, "F32", 0, len(values), float_bytes("F32", np.array(values, np.float32)))
-        for name, values in found.items()
-    ]
+        return {"rope_freqs.weight": _llama3_divisors(settings["head_dim"], rope)}
+    return {}
 
 
 def _llama3_divisors(head_dim: int, rope: dict[str, Any]) -> list[float]:

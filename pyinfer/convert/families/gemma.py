@@ -56,11 +56,14 @@ def huggingface_spec(config: Config) -> Spec:
     return replace(spec, attention_scale=config.number("query_pre_attn_scalar", 256.0) ** -0.5)
 
 
-def gguf_spec(spec: Spec, settings: Settings, n_layers_of_27b: int) -> Spec:
-    """The specification of a GGUF file. It does not have the scale of q, which follows from the size of the
-    model: the one of 27 billion parameters divides by the root of dim / n_heads, the others by that of
-    head_dim.
+def gguf_spec(
+    spec: Spec, settings: Settings, n_layers_of_27b: int, caps: tuple[float, float] = (0.0, 0.0)
+) -> Spec:
+    """The specification of a GGUF file, with these soft caps of scores and logits where it has none. It does not have
+    the scale of q, which follows from the size of the model: the one of 27 billion parameters divides by the root of
+    dim / n_heads, the others by that of head_dim.
     """
-    spec = with_traits(spec, *(settings.number(cap, 0.0) for cap in CAPS))
+    attn, logit = (settings.number(name, usual) for name, usual in zip(CAPS, caps, strict=True))
+    spec = with_traits(spec, attn, logit)
     divisor = spec.dim // spec.n_heads if spec.n_layers == n_layers_of_27b else spec.head_dim
     return replace(spec, attention_scale=divisor**-0.5)

@@ -16,12 +16,13 @@ from pyinfer.convert.gguf import KeyValues
 
 __all__ = ["from_gguf", "from_huggingface"]
 
+CAPS = (50.0, 30.0)
+"""Of scores and of logits, in every published model: the first GGUF files of the family do not say so."""
 TAKEN = {
     **gemma.TAKEN,
     "vocab_size": 256000,
     "max_position_embeddings": 8192,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
+    **dict(zip(gemma.CAPS, CAPS, strict=True)),
 }
 LAYERS_OF_27B = 46
 
@@ -37,6 +38,6 @@ def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) ->
 def from_gguf(keys: KeyValues, raw: Mapping[str, RawTensor], n_tokens: int) -> Model:
     """GGUF of architecture `gemma2`."""
     settings = Settings(keys, "gemma2", handled=(*gemma.CAPS, "attention.sliding_window"))
-    spec = gemma.gguf_spec(settings.spec(raw, n_tokens), settings, LAYERS_OF_27B)
+    spec = gemma.gguf_spec(settings.spec(raw, n_tokens), settings, LAYERS_OF_27B, CAPS)
     spec = replace(spec, **settings.window(tuple(range(0, spec.n_layers, 2)), 4096))
     return assembled(spec, without_factors(raw), names.GGUF, settings.rope(spec, raw))

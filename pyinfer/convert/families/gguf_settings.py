@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,16 +150,19 @@ class Settings:
             raise UnsupportedError(
                 f"{self.prefix}rope.scaling.type: expected none, linear or yarn, found {kind!r}"
             )
-        attn_factor = self._attn_factor()
-        if kind == "yarn":
-            return self._yarn(spec, theta, attn_factor)
-        usual = rope.frequencies(spec.rope_dim, theta)
-        factor = self.number("rope.scaling.factor", self.number("rope.scale_linear", 0.0))
+        scaled = self._yarn(spec, theta) if kind == "yarn" else self._linear(spec, theta, kind)
+        factors = frequency_factors(raw[ROPE_TENSORS[0]], spec) if ROPE_TENSORS[0] in raw else 1.0
+        magnitude = scaled.magnitude * self._attn_factor()
+        return replace(scaled, usual=scaled.usual / factors, magnitude=magnitude)
+
+    def _linear(self, spec: Spec, theta: float, kind: str) -> Rope:
+        usual, factor = rope.frequencies(spec.rope_dim, theta), self._factor()
         if kind == "linear" and factor != 0.0:
             usual = usual / factor_of(f"{self.prefix}rope.scaling.factor", factor)
-        if ROPE_TENSORS[0] in raw:
-            usual = usual / frequency_factors(raw[ROPE_TENSORS[0]], spec)
-        return Rope(usual, attn_factor)
+        return Rope(usual)
+
+    def _factor(self) -> float:
+        return self.number("rope.scaling.factor", self.number("rope.scale_linear", 0.0))
 
     def _attn_factor(self) -> float:
         return factor_of(
@@ -168,22 +172,37 @@ class Settings:
     def _original(self, spec: Spec) -> int:
         return self.integer("rope.scaling.original_context_length", 2, 1 << 24, spec.context)
 
-    def _yarn(self, spec: Spec, theta: float, attn_factor: float) -> Rope:
+    def _yarn(self, spec: Spec, theta: float) -> Rope:
         factor = factor_of(f"{self.prefix}rope.scaling.factor", self.number("rope.scaling.factor"))
         fast, slow = (
             factor_of(f"{self.prefix}rope.scaling.{name}", self.number(f"rope.scaling.{name}", usual))
             for name, usual in (("yarn_beta_fast", 32.0), ("yarn_beta_slow", 1.0))
         )
         shape = rope.YarnShape(fast, slow)
-        stretched = rope.yarn(spec.rope_dim, theta, factor, self._original(spec), None, shape)
-        return Rope(stretched.usual, stretched.magnitude * attn_factor, context=stretched.context)
+        return rope.yarn(spec.rope_dim, theta, factor, self._original(spec), None, shape)
 
     def _longrope(self, spec: Spec, raw: Raw, theta: float) -> Rope:
         for name in ROPE_TENSORS[1:]:
             if name not in raw:
                 raise ModelFileError(f"expected a tensor {name}, found none")
+        self._require_longrope_alone(raw)
         short, long = (frequency_factors(raw[name], spec) for name in ROPE_TENSORS[1:])
         return rope.longrope(spec.rope_dim, theta, short, long, self._original(spec), self._attn_factor())
+
+    def _require_longrope_alone(self, raw: Raw) -> None:
+        """Nothing else may ask for a change of the frequencies."""
+        usual, short, _ = ROPE_TENSORS
+        if usual in raw:
+            raise UnsupportedError(f"{usual}: expected no such tensor beside {short}, found one")
+        kind = self.keys.text(f"{self.prefix}rope.scaling.type")
+        if kind not in (None, "none", "linear", "longrope"):
+            raise UnsupportedError(
+                f"{self.prefix}rope.scaling.type: expected longrope beside {short}, found {kind!r}"
+            )
+        if kind != "none" and self._factor() not in (0.0, 1.0):
+            raise UnsupportedError(
+                f"{self.prefix}rope.scaling.factor: expected 1 beside {short}, found {self._factor():g}"
+            )
 
 
 def frequency_factors(raw: RawTensor, spec: Spec) -> NDArray[np.float32]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 import lora_writer as lw
+from family_golden import FOLDER
 from gguf_writer import TinyLlama, write_llama
 from huggingface_writer import arrays, config, save, tokenizer_json, write_json
 from pyinfer import _core, convert
 from pyinfer.cli.main import main
 from pyinfer.errors import ModelFileError, RequestError, UnsupportedError
+from reference import lora
 from stored_values import stored
 
 BASE = TinyLlama(n_vocab=300)
@@ -108,6 +112,26 @@ def test_the_base_may_be_of_another_kind(tmp_path: Path) -> None:
     convert.convert_delta(gguf, delta, tmp_path / "b.bin", weights="f32")
     first, second = stored(tmp_path / "a.bin"), stored(tmp_path / "b.bin")
     assert all(np.array_equal(first[place], second[place]) for place in first)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "phi3", "llama_dynamic"])
+def test_what_conversion_adds_or_computes_counts_once(name: str, tmp_path: Path) -> None:
+    """A difference of zeros changes nothing: 1 + w of norms, further sets of frequencies."""
+    zeros = tmp_path / "delta"
+    shutil.copytree(FOLDER / name, zeros)
+    stands = lora.safetensors(FOLDER / name / "model.safetensors")
+    save_file(
+        {key: np.zeros(array.shape, np.float32) for key, array in stands.items()}, zeros / "model.safetensors"
+    )
+    convert.convert(FOLDER / name, tmp_path / "base.bin", weights="f32")
+    convert.convert_delta(FOLDER / name, zeros, tmp_path / "sum.bin", weights="f32")
+    expected, found = stored(tmp_path / "base.bin"), stored(tmp_path / "sum.bin")
+    assert expected.keys() == found.keys() and {role for role, _ in found} & {
+        "rope_freqs_local",
+        "rope_freqs_long",
+    }
+    for place, array in expected.items():
+        np.testing.assert_allclose(found[place], array, rtol=2e-7, atol=1e-7, err_msg=str(place))
 
 
 def test_the_sum_is_quantised_once(tmp_path: Path) -> None:

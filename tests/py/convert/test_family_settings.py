@@ -110,6 +110,22 @@ def test_the_text_part_of_a_model_that_sees(tmp_path: Path) -> None:
         assert_same(convert.open_source(folder), text)
 
 
+def test_gemma2_in_gguf_before_its_caps(tmp_path: Path) -> None:
+    """The first files of the family do not say them; every published model has the same."""
+    caps = dict.fromkeys(("gemma2.attn_logit_softcapping", "gemma2.final_logit_softcapping"))
+    spec = convert.open_source(family_golden.write("gemma2", tmp_path / "a.gguf", caps)).spec
+    assert (spec.attn_softcap, spec.logit_softcap) == (50.0, 30.0)
+
+
+@pytest.mark.parametrize("name", ["llama_yarn", "llama_linear", "qwen3"])
+def test_factors_of_frequencies_beside_a_scaling(name: str, tmp_path: Path) -> None:
+    usual = convert.open_source(family_golden.write(name, tmp_path / "usual.gguf"))
+    divisors = [1.0 + i for i in range(usual.spec.rope_dim // 2)]
+    divided = family_golden.write(name, tmp_path / "divided.gguf", vectors={"rope_freqs.weight": divisors})
+    expected = vector(usual, "rope_freqs") / np.array(divisors, np.float32)
+    np.testing.assert_allclose(vector(convert.open_source(divided), "rope_freqs"), expected, rtol=3e-7)
+
+
 # What is refused
 
 
@@ -159,6 +175,8 @@ def test_layers_beyond_those_that_can_be_marked(tmp_path: Path) -> None:
         ("gemma2", {"gemma2.attn_logit_softcapping": -2.0}, "attn_softcap"),
         ("gemma3", {"gemma3.rope.freq_base_swa": 0.0}, "freq_base_swa"),
         ("phi3", {"phi3.rope.scaling.attn_factor": 0.0}, "attn_factor"),
+        ("phi3", {"phi3.rope.scaling.type": "yarn"}, "scaling.type: expected longrope beside rope_factors_short"),
+        ("phi3", {"phi3.rope.scaling.factor": 4.0}, "scaling.factor: expected 1 beside rope_factors_short"),
         ("smollm3", {"smollm3.logit_scale": 0.5}, "logit_scale"),
         ("llama_yarn", {"llama.rope.scaling.yarn_log_multiplier": 0.1}, "yarn_log_multiplier"),
         ("llama_yarn", {"llama.rope.scaling.factor": Typed("f32", float("nan"))}, "factor"),
@@ -169,6 +187,14 @@ def test_keys_of_gguf_files_that_cannot_be_honoured(
 ) -> None:
     path = family_golden.write(name, tmp_path / "a.gguf", keys)
     with pytest.raises(ModelFileError, match=word):
+        convert.open_source(path)
+
+
+def test_two_kinds_of_factors_at_once(tmp_path: Path) -> None:
+    path = family_golden.write("phi3", tmp_path / "a.gguf", vectors={"rope_freqs.weight": [1.0] * 6})
+    with pytest.raises(
+        UnsupportedError, match=r"rope_freqs\.weight: expected no such tensor beside rope_factors"
+    ):
         convert.open_source(path)
 
 

@@ -92,8 +92,9 @@ def test_index_must_not_leave_the_folder(name: str, tmp_path: Path) -> None:
 def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
     source = folder(tmp_path / "hf")
     write_json(source / "model.safetensors.index.json", {"weight_map": {"x": name}})
-    with pytest.raises(ModelFileError, match="makes sense"):
-        convert.open_source(source)
+    for look in (convert.open_source, convert.content_key):
+        with pytest.raises(ModelFileError, match="makes sense"):
+            look(source)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +368,7 @@ def test_tokenizer_json_with_its_settings(tmp_path: Path) -> None:
     metadata = convert.convert(source, tmp_path / "a.bin")
     assert (metadata.tokenizer, metadata.byte_level, metadata.licence, metadata.chat_template) == (
         "tokenizers", True, "mit", "D")  # fmt: skip
-    assert (metadata.bos, metadata.eos, metadata.add_bos, metadata.name) == (260, (5, 261, 259), True, "hf")
+    assert (metadata.bos, metadata.eos, metadata.add_bos, metadata.name) == (260, (261, 5, 259), True, "hf")
     tokenizer = Tokenizer.open(_core.ModelFile(str(tmp_path / "a.bin")))
     assert tokenizer.decode(tokenizer.encode("the cat", parse_special=True)) == "the cat"
     assert tokenizer.encode("", add_special=True) == [260]

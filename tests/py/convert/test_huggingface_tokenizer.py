@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyinfer.convert.huggingface_tokenizer import read_tokenizer
-from pyinfer.errors import RequestError, UnsupportedError
+from pyinfer.errors import ModelFileError, RequestError, UnsupportedError
 from pyinfer.tokenizer import Tokenizer
 from test_tokenizer import opened
 
@@ -133,3 +133,43 @@ def test_control_tokens_of_tokenizer_json_that_swallow_white_space(tmp_path: Pat
     expected = [*tokenizer.encode("the", False), 2, *tokenizer.encode("river", False)]
     assert tokenizer.encode("the </s>\n river", False, parse_special=True) == expected
     assert tokenizer.encode_parts(["the ", "</s>", "\n river"]) == expected
+
+
+def test_what_texts_and_templates_mean_by_the_end(tmp_path: Path) -> None:
+    """The tokenizer's own token, whatever else may end an answer."""
+    (tmp_path / "tokenizer.json").write_text(unigram_json("never"))
+    stated = {"eos_token": "</s>", "bos_token": None, "pad_token": None}
+    numbers = {"eos_token_id": [1, 2], "bos_token_id": 1, "pad_token_id": 0}
+    source = read_tokenizer(tmp_path, numbers, {"eos_token_id": [1, 0]}, stated)
+    assert (source.eos, source.bos, source.pad) == ((2, 1, 0), None, None)
+    silent = read_tokenizer(tmp_path, numbers, {}, {})  # config.json counts where the settings say nothing
+    assert (silent.eos, silent.bos, silent.pad) == ((1, 2), 1, 0)
+
+
+@pytest.mark.parametrize(
+    "single", [[{"SpecialToken": {"id": "<s>", "type_id": 0}}], [{"Sequence": {"id": "B", "type_id": 0}}]]
+)
+def test_tokens_around_a_text_that_are_none(single: list[Any], tmp_path: Path) -> None:
+    """The library panics, which is no Exception."""
+    whole = json.loads(unigram_json("never"))
+    pair = [*single, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}]
+    whole["post_processor"] = {
+        "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {},
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json: tokenizer: expected .* in the vocabulary"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_texts_between_control_tokens(scheme: str, nested: bool, tmp_path: Path) -> None:
+    """Cut at their control tokens, texts have the ids that the library finds in the whole."""
+    whole = json.loads(unigram_json(scheme))
+    if nested:
+        whole["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [whole["pre_tokenizer"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    tokenizer = read(tmp_path)
+    for parts in (["", "<s>", "river"], ["the", "<s>", "river the", "</s>", " the"]):
+        expected = tokenizer.encode("".join(parts), False, parse_special=True)
+        assert tokenizer.encode_parts(parts) == expected

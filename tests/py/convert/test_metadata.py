@@ -34,6 +34,12 @@ def changed(**values: Any) -> bytes:
     return json.dumps({key: value for key, value in raw.items() if value != "absent"}).encode()
 
 
+def landed(**values: Any) -> bytes:
+    """The same with other numbers in what became of its tensors; an infinity as JSON can write one."""
+    [entry] = json.loads(WHOLE.to_json())["landed"]
+    return changed(landed=[entry | values]).replace(b'"inf"', b"1e999")
+
+
 def test_round_trip() -> None:
     assert Metadata.from_json(WHOLE.to_json()) == WHOLE
     assert Metadata.from_json(WHOLE.to_json() + b"  \n") == WHOLE
@@ -73,6 +79,9 @@ def test_round_trip_of_any_values(name: str, licence: str | None, eos: list[int]
         (changed(source={"kind": "gguf"}), "missing field 'files'"),
         (changed(source={"kind": "gguf", "files": [{}]}), r"source\.files\[0\]: missing field 'bytes'"),
         (changed(landed=[{}]), r"landed\[0\]: missing field"),
+        (landed(rms_error=10**400), r"landed\[0\]\.rms_error: expected a number of less than"),
+        (landed(rms_error="inf"), r"landed\[0\]\.rms_error: expected a number of less than"),
+        (landed(bytes_in=10**400), r"landed\[0\]\.bytes_in: expected a number of less than"),
     ],
 )
 def test_anything_else_is_refused(blob: bytes, word: str) -> None:
