@@ -3,7 +3,7 @@
 # Exports pyi_* and nothing else. That takes more than hidden visibility, since instances of the standard library's templates are
 # visible by their own attribute; tools/check_exports.py holds the result against the header.
 # The C++ library is linked dynamically: a static copy costs more than all of the core, and distributions and manylinux ship it.
-# Never unloaded: threads of its models may still run, and handles outlive their last user on purpose.
+# Never unloaded on Linux: threads of its models may still run, and handles outlive their last user on purpose.
 # A Python package carries the bare library beside the module, without versions in its name, since wheels have no symbolic links.
 
 file(STRINGS pyproject.toml PYINFER_VERSION_LINE REGEX "^version = ")

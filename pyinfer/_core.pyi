@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 __version__: str
 
 FORMATS: tuple[str, ...]
-"""Names of the matrix formats: f32, f16, bf16, q4, q4m, q8, q8m. Index + 1 is the number in the file."""
+"""Names of the matrix formats, f32 first. Index + 1 is the number in the file."""
 SOURCES: dict[str, tuple[int, int]]
 """Source block types that `repack` reads, by their GGUF name: (values a block, bytes a block)."""
 

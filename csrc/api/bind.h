@@ -42,8 +42,7 @@ inline KvFormat kv_named(const Engine& engine, const std::string& name) {
 
 // Token ids of one dimension, from any integers; what no id can be is refused here, not wrapped.
 inline TokenArray tokens_of(const py::handle& given) {
-  const auto array = py::array::ensure(given);
-  if (!array) throw py::error_already_set();
+  const py::array array(py::reinterpret_borrow<py::object>(given));  // or throws what Python says
   if (array.ndim() != 1)
     throw Error(ErrorKind::request, "tokens: expected one dimension, found " + std::to_string(array.ndim()));
   const char kind = array.dtype().kind();

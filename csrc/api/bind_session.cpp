@@ -74,7 +74,8 @@ py::array_t<float> step(PySession& self, int32_t token) {
   return logits;
 }
 
-using PyItem = std::tuple<PySession*, py::object, std::string>;
+// (session, tokens, logits) with references: a batch that Python makes as it goes holds none.
+using PyItem = std::tuple<py::object, py::object, std::string>;
 
 py::list forward_batch(Engine& engine, const std::vector<PyItem>& batch) {
   std::vector<std::shared_ptr<Session>> sessions;  // keeps them alive if one is closed meanwhile
@@ -82,8 +83,10 @@ py::list forward_batch(Engine& engine, const std::vector<PyItem>& batch) {
   std::vector<BatchItem> items;
   py::list results;
   for (const auto& [session, tokens, logits] : batch) {
-    if (session == nullptr) throw Error(ErrorKind::request, "batch: expected a session in every item, found None");
-    sessions.push_back(session->get());
+    if (!py::isinstance<PySession>(session))
+      throw Error(ErrorKind::request, "batch: expected a session in every item, found " +
+                                          std::string(py::str(py::type::of(session).attr("__name__"))));
+    sessions.push_back(session.cast<PySession&>().get());
     kept.push_back(tokens_of(tokens));
     const auto span = token_span(kept.back());
     const Wanted wanted = wanted_named(logits);

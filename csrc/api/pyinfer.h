@@ -4,8 +4,8 @@
  *
  * Status. A function that can fail returns PYI_OK or another pyi_status, and leaves its results alone when it fails, unless it
  * says otherwise. pyi_last_error() then has one sentence: what was expected, what was found, where. Nothing is printed, and no C++
- * exception leaves the library. No signal is raised, with one exception: a file that is cut while a step reads it may end in SIGBUS;
- * one that was cut before is refused with PYI_MODEL_FILE.
+ * exception leaves the library. No signal is raised, with one exception: a file that is cut while a call reads it, or that the
+ * system fails to read, may end in SIGBUS; one that was cut before is refused with PYI_MODEL_FILE.
  *
  * Handles. A pyi_model, pyi_session, pyi_sampler or pyi_adapters comes from the _open call of its kind and goes with the _close
  * call, which frees it. It is a number in the shape of a pointer and is looked up by every call: NULL, a handle that was closed
@@ -115,7 +115,7 @@ typedef struct pyi_model_options {
 PYI_API pyi_status pyi_model_options_init(pyi_model_options* options, size_t size);
 
 /* Opens, checks and maps a model.bin. `options` may be NULL: the defaults. The path is in the system's encoding (UTF-8 on Windows).
- * PYI_SYSTEM, PYI_MODEL_FILE, PYI_REQUEST for options, PYI_MEMORY. */
+ * PYI_SYSTEM, PYI_MODEL_FILE, PYI_REQUEST for options, PYI_UNSUPPORTED for options or kernels that are not there, PYI_MEMORY. */
 PYI_API pyi_status pyi_model_open(const char* path, const pyi_model_options* options, pyi_model** model);
 PYI_API void pyi_model_close(pyi_model* model);
 
@@ -270,7 +270,8 @@ typedef struct pyi_values {
  * another, B's side by side, and scale has weight times scaling of the adapter that each row of A came from. Rows of q and k are in
  * half-split rotary order, as transformers has them. */
 typedef struct pyi_adapter_module {
-  const char* role; /* "q", "k", "v", "o", "gate", "up", "down", "head" or "embedding" */
+  const char*
+      role; /* "q", "k", "v", "o", "gate", "up", "down", "head" or "embedding", also where these two are one tensor */
   int64_t layer;    /* -1 for head and embedding */
   pyi_values a;     /* (rank, inputs); embedding: (rank, n_vocab) */
   pyi_values b;     /* (outputs, rank); together with `a` or not at all */
@@ -279,7 +280,8 @@ typedef struct pyi_adapter_module {
   pyi_values bias;  /* (outputs) of PYI_F32; none: zeros */
 } pyi_adapter_module;
 
-/* A tensor that stands in for the model's, of the same shape. */
+/* A tensor that stands in for the model's, of the same shape. Where embedding and head are one tensor, "embedding" is what tokens are
+ * looked up in, and the head stays the model's unless "head" is given too. */
 typedef struct pyi_replaced_tensor {
   const char* role;   /* any of the file but the rotary frequencies */
   int64_t layer;      /* -1 outside the layers */

@@ -13,6 +13,8 @@
 
 namespace pyinfer {
 
+constexpr double kAngleLimit = 0x1p27;
+
 struct CosineSine {
   double cosine, sine;
 };
@@ -20,7 +22,7 @@ struct CosineSine {
 inline CosineSine cosine_and_sine(double x) {
   constexpr double half_pi_high = 0x1.921fb5p+0, half_pi_middle = 0x1.110b46p-26, half_pi_low = 0x1.1a62633145c07p-54;
   constexpr double two_over_pi = 0.6366197723675814, nan = std::numeric_limits<double>::quiet_NaN();
-  if (!(std::abs(x) < 0x1p27)) return {nan, nan};
+  if (!(std::abs(x) < kAngleLimit)) return {nan, nan};
   const auto n = static_cast<std::int64_t>(x * two_over_pi + (x < 0 ? -0.5 : 0.5));
   const auto turns = static_cast<double>(n);
   const double r = ((x - turns * half_pi_high) - turns * half_pi_middle) - turns * half_pi_low, square = r * r;

@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "base/angle.h"
 #include "base/buffer.h"
 #include "base/crc32.h"
 #include "base/error.h"
@@ -73,6 +74,7 @@ ModelFile::ModelFile(const std::string& path, HugePages huge_pages) : file_(with
   check_zeros("padding before the weights", header_.tokenizer_offset + header_.tokenizer_bytes, header_.weights_offset);
   check_spec();
   check_table();
+  check_frequencies();
 }
 
 std::span<const uint8_t> ModelFile::metadata() const {
@@ -214,6 +216,20 @@ void ModelFile::check_table() const {
   expect_within("end of the last tensor", end, file_.size() - std::min<size_t>(file_.size(), kAlignment - 1),
                 file_.size());
   check_zeros("gap after the last tensor", end, file_.size());
+}
+
+void ModelFile::check_frequencies() const {
+  for (const TensorRecord& tensor : tensors()) {
+    if (tensor.role != Role::rope_freqs && tensor.role != Role::rope_freqs_local &&
+        tensor.role != Role::rope_freqs_long)
+      continue;
+    const auto* frequencies = reinterpret_cast<const float*>(bytes_of(tensor));
+    for (size_t i = 0; i < tensor.cols; ++i) {
+      if (!(std::abs(static_cast<double>(frequencies[i])) * spec().context < kAngleLimit))
+        refuse(std::string(role_name(tensor.role)) + "[" + text(i) + "]", "angles below 2^27 in the whole context",
+               std::to_string(frequencies[i]) + " a position");
+    }
+  }
 }
 
 void ModelFile::check_tensor(const TensorRecord& tensor, uint64_t previous_end) const {

@@ -93,6 +93,7 @@ class ModelFile {
   void check_spec() const;
   void check_features() const;
   void check_table() const;
+  void check_frequencies() const;  // angles have cosines
   void check_tensor(const TensorRecord& tensor, uint64_t previous_end) const;
   std::span<const uint8_t> blob(uint64_t offset, uint64_t bytes, uint32_t crc, const char* name) const;
   [[noreturn]] void refuse(const std::string& field, const std::string& expected, const std::string& found) const;

@@ -184,6 +184,23 @@ TEST(model_file, tensor_records_have_one_value_each) {
   check_all_values_refused(small_file(), table_fields(tiny::Model(smallest(), 1).tensors.size()));
 }
 
+// Cosines of larger angles are not computed: logits would be NaN.
+TEST(model_file, frequencies_have_limits) {
+  const Bytes whole = small_file();
+  std::size_t n_found = 0;
+  for (std::size_t i = 0; i < tiny::Model(smallest(), 1).tensors.size(); ++i) {
+    if (read_field(whole, {"role", 256 + 64 * i, 4}) != tiny::rope_freqs) continue;
+    const std::size_t at = read_field(whole, {"offset", 256 + 64 * i + 32, 8});
+    for (const float frequency : {NAN, INFINITY, -INFINITY, 3e38f, 0x1p27f / 512}) {
+      Bytes bytes = whole;
+      tiny::put(bytes, at, frequency);
+      check_refused(bytes, "rope_freqs[0]: expected angles below 2^27");
+    }
+    ++n_found;
+  }
+  CHECK_EQUAL(n_found, std::size_t{1});
+}
+
 TEST(model_file, free_numbers_have_limits) {
   const auto with_word = [](std::size_t offset, auto value) {
     Bytes bytes = small_file();

@@ -41,6 +41,30 @@ def test_tokens_are_integers_and_do_not_wrap(engine: _core.Engine, wrong: Any) -
     assert session.position == 0
 
 
+def test_what_is_no_array_is_told_as_numpy_tells_it(engine: _core.Engine) -> None:
+    class Broken:
+        def __array__(self, *_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+    session = _core.Session(engine, 64)
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        session.eval([[1], [2, 3]])  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        session.eval(Broken())  # type: ignore[arg-type]
+    assert session.position == 0
+
+
+def test_a_batch_that_is_made_as_it_goes(engine: _core.Engine) -> None:
+    """Nobody else holds its sessions."""
+    ids = np.array([1, 403, 7], np.int32)
+    expected = _core.Session(engine, 64).eval(ids)
+    found = _core.forward(engine, ((_core.Session(engine, 64), ids, "last") for _ in range(3)))  # type: ignore[arg-type]
+    assert all(np.array_equal(logits, expected) for logits in found)
+    for wrong in (None, 5):
+        with pytest.raises(RequestError, match="batch: expected a session in every item, found "):
+            _core.forward(engine, [(wrong, ids, "last")])  # type: ignore[list-item]
+
+
 def test_any_integers_are_tokens(engine: _core.Engine) -> None:
     ids = [1, 403, 7]
     expected = _core.Session(engine, 64).eval(np.array(ids, np.int32))
