@@ -22,10 +22,16 @@ from pyinfer.errors import PyinferError, RequestError
 
 
 def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a CSV file."""
+    """Columns and rows of a CSV file; RequestError where a row has more cells than there are columns."""
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
+        reader = csv.DictReader(file, restval="")
+        rows = []
+        for row in reader:
+            if None in row:
+                raise RequestError(
+                    f"{path}: expected at most {len(row) - 1} cells in line {reader.line_num}, found more"
+                )
+            rows.append(row)
     return list(reader.fieldnames or ()), rows
 
 
@@ -35,6 +41,10 @@ def filled(prompt: str, row: dict[str, str]) -> str:
         return prompt.format_map(row)
     except KeyError as error:
         raise RequestError(f"--prompt: expected columns among {', '.join(row)}, found {error}") from None
+    except (ValueError, LookupError, AttributeError) as error:
+        raise RequestError(
+            f"--prompt: expected names of columns in braces, found {prompt!r}: {error}"
+        ) from None
 
 
 def answered(session: pyinfer.Session, prompt: str, most: int) -> str:
@@ -57,15 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     columns, rows = read(options.input)
     prompts = [filled(options.prompt, row) for row in rows]
-    done = len(read(options.output)[1]) if options.output.exists() else 0
+    known, before = read(options.output) if options.output.exists() else ([], [])
+    done = len(before)
     with (
         pyinfer.load(options.model) as model,
         model.session() as session,
         options.output.open("a", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, [*columns, options.column])
-        if done == 0:
+        if not known:
             writer.writeheader()
+            file.flush()
         left = list(zip(rows, prompts, strict=True))[done:]
         for row, prompt in track(left, "answering", console=Console(stderr=True)):
             writer.writerow({**row, options.column: answered(session, prompt, options.max_tokens)})

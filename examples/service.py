@@ -31,27 +31,50 @@ class Service:
     def __init__(self, model: pyinfer.Model, users: int) -> None:
         self._model = model
         self._free = users
+        self._here: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves a connection to its end."""
-        with contextlib.suppress(ConnectionError):  # they are gone: nobody is left to tell
-            if self._free == 0:
-                await send(writer, error="expected a free place, found none: come back later")
-            else:
-                self._free -= 1
-                try:
-                    await self._converse(reader, writer)
-                finally:
-                    self._free += 1
-        writer.close()
+        task = asyncio.current_task()
+        assert task is not None
+        self._here[writer] = task
+        try:
+            await self._serve(reader, writer)
+        except ConnectionError:
+            pass  # they are gone: nobody is left to tell
+        finally:
+            writer.close()
+            del self._here[writer]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._free == 0:
+            await send(writer, error="expected a free place, found none: come back later")
+            return
+        self._free -= 1
+        try:
+            await self._converse(reader, writer)
+        finally:
+            self._free += 1
+
+    async def leave(self) -> None:
+        """Ends all connections."""
+        tasks = list(self._here.values())
+        for writer in self._here:
+            writer.transport.abort()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with self._model.session() as session:
+        try:
+            session = self._model.session()
+        except PyinferError as error:  # such as too little memory for one more
+            await send(writer, error=str(error))
+            return
+        with session:
             while line := await next_line(reader):
                 try:
                     say, options = request(line)
                     await self._answer(session, writer, say, options)
-                except (PyinferError, ValueError) as error:
+                except (PyinferError, ValueError, RecursionError) as error:
                     await send(writer, error=str(error))
 
     async def _answer(
@@ -95,8 +118,11 @@ async def serve(model: pyinfer.Model, port: int, users: int) -> None:
     service = Service(model, users)
     server = await asyncio.start_server(service.connected, "127.0.0.1", port, limit=LONGEST_LINE)
     print(f"service: {model.name} on port {server.sockets[0].getsockname()[1]}", flush=True)
-    async with server:
-        await server.serve_forever()
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        server.close()
+        await service.leave()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncGenerator, Callable
-from typing import TypeVar
+from typing import Generic, TypeVar, cast
 
 from pyinfer.completion import Chunk, Completion
 from pyinfer.generation import Stream
@@ -34,26 +35,45 @@ async def completion(open_stream: Callable[[], Stream]) -> Completion:
         stream.close()
 
 
+class _Job(Generic[T]):
+    """Work for a thread, which can be given up until one has begun it."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._mine = threading.Lock()  # of the thread that does it, or of whoever gave it up
+
+    def __call__(self) -> T | None:
+        return self._work() if self._mine.acquire(blocking=False) else None
+
+    def given_up(self) -> bool:
+        """Whether it will never begin, from now on."""
+        return self._mine.acquire(blocking=False)
+
+
 async def _opened(open_stream: Callable[[], Stream]) -> Stream:
     """Opens a stream in a thread. When the task is cancelled, waits and closes it: its session is free then."""
-    future = asyncio.get_running_loop().run_in_executor(None, open_stream)
+    job = _Job(open_stream)
+    future = asyncio.get_running_loop().run_in_executor(None, job)
     try:
-        return await asyncio.shield(future)
+        return cast(Stream, await asyncio.shield(future))
     except asyncio.CancelledError:
-        await _settled(future)
-        if not future.cancelled() and future.exception() is None:
-            future.result().close()
+        if not job.given_up():
+            await _settled(future)
+            if not future.cancelled() and future.exception() is None:
+                cast(Stream, future.result()).close()
         raise
 
 
 async def _stepped(stream: Stream, work: Callable[[], T]) -> T:
     """Runs `work` in a thread. When the task is cancelled, cancels the stream and waits until the thread is done."""
-    future = asyncio.get_running_loop().run_in_executor(None, work)
+    job = _Job(work)
+    future = asyncio.get_running_loop().run_in_executor(None, job)
     try:
-        return await asyncio.shield(future)
+        return cast(T, await asyncio.shield(future))
     except asyncio.CancelledError:
-        stream.cancel()
-        await _settled(future)
+        if not job.given_up():
+            stream.cancel()
+            await _settled(future)
         raise
 
 

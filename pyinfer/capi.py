@@ -376,10 +376,10 @@ class _Arrays:
         if given is None:
             return {"data": self._of.ffi.NULL, "rows": 0, "cols": 0, "type": 0, "reserved": 0}
         array = np.ascontiguousarray(given)
-        if array.dtype not in _TYPES or given.ndim not in (1, 2):
+        if array.dtype not in _TYPES or array.ndim not in (1, 2):
             raise errors.RequestError(
                 f"{name}: expected one or two dimensions of float32, float16 or uint16 (bits of bfloat16), "
-                f"found {given.ndim} of {array.dtype}"
+                f"found {array.ndim} of {array.dtype}"
             )
         self._kept.append(array)
         rows, cols = array.shape if array.ndim == 2 else (1, array.size)

@@ -35,7 +35,7 @@ class Timings:
     decode_s: float
     """From the end of the prefill to the last token, without the time that the caller held a chunk."""
     time_to_first_token_s: float
-    """From the call to the first token; 0 when there is none."""
+    """From the begin of the prefill to the first token; 0 when there is none."""
 
     @property
     def prefill_tokens_per_s(self) -> float:

@@ -135,6 +135,7 @@ def chunks(timeline: Timeline, tokenizer: Tokenizer, request: Request) -> Chunks
             if token in request.stop_ids:
                 reason = "stop"
                 break
+            clock.picked()
             timeline.pick(token)
             text = answer.add(token, logprob)
             if answer.matcher.stopped:
@@ -163,9 +164,7 @@ def _steps(timeline: Timeline, request: Request, clock: _Clock) -> Iterator[tupl
     for i in range(_room(timeline, request)):
         if i > 0:
             logits = timeline.step()
-        picked = _pick(sampler, logits, timeline, request)
-        clock.picked()
-        yield picked
+        yield _pick(sampler, logits, timeline, request)
 
 
 def _room(timeline: Timeline, request: Request) -> int:

@@ -314,11 +314,17 @@ class Model(Answering):
 
     # Requests: what a caller asks for, checked before any work
 
-    def tokens_of(self, prompt: Prompt, *, add_special: bool = True) -> tuple[int, ...]:
-        """Token ids of a prompt: those of a text, or the ids given, checked."""
+    def tokens_of(self, prompt: Prompt, *, opens: bool = True) -> tuple[int, ...]:
+        """Token ids of a prompt: those of a text, with the model's opening token if the text opens the timeline, or the
+        ids given, checked.
+        """
         if isinstance(prompt, str):
-            return tuple(self.tokenizer.encode(prompt, add_special=add_special))
-        if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
+            tokenizer = self.tokenizer
+            return tuple(
+                tokenizer.encode_prompt(prompt) if opens else tokenizer.encode(prompt, add_special=False)
+            )
+        single = isinstance(prompt, (bytes, bytearray)) or getattr(prompt, "shape", None) == ()
+        if single or not isinstance(prompt, (Sequence, np.ndarray)):
             raise RequestError(f"prompt: expected text or token ids, found {type(prompt).__name__}")
         tokens = []
         for i, given in enumerate(prompt):

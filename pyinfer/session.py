@@ -88,6 +88,8 @@ class Session(Answering):
 
     @messages.setter
     def messages(self, messages: Iterable[Message]) -> None:
+        if not isinstance(messages, Iterable):
+            raise RequestError(f"messages: expected several, found {type(messages).__name__}")
         new = list(messages)
         with self._timeline.lease():
             self._messages = checked_messages(new) if new else []
@@ -102,7 +104,7 @@ class Session(Answering):
             Cancelled: `cancel` was called. The session holds what it held before.
         """
         with self._timeline.lease():
-            tokens = self._model.tokens_of(prompt, add_special=not self._timeline.tokens)
+            tokens = self._model.tokens_of(prompt, opens=not self._timeline.tokens)
             self._timeline.use(self._stack.overlay)
             self._timeline.append(tokens)
 

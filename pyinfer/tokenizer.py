@@ -87,11 +87,21 @@ class Tokenizer:
         self._check_text(text)
         ids = self._opened().split(text, parse_special) if text else []
         meta = self._metadata
-        if add_special and meta.add_bos and meta.bos is not None and ids[:1] != [meta.bos]:
-            ids = [meta.bos, *ids]
+        if add_special:
+            ids = self._begun(ids)
         if add_special and meta.add_eos and meta.eos and ids[-1:] != [meta.eos[0]]:
             ids = [*ids, meta.eos[0]]
         return ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text that is to be continued: the begin token before it where the model wants one, and no end
+        token behind.
+        """
+        return self._begun(self.encode(text, add_special=False))
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        bos = self._metadata.bos if self._metadata.add_bos else None
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def encode_parts(self, parts: Sequence[str]) -> list[int]:
         """Token ids of texts with control tokens between them: a text, the spelling of a token, a text, and so on.

@@ -78,12 +78,13 @@ def _prompt_session() -> PromptSession[str]:
 
 
 def _history(path: str) -> History:
-    """The history in a file; what cannot be written to it, such as on a full disk, is not kept."""
+    """The history in a file; what cannot be written to it, on a full disk or since it is no UTF-8, is not kept."""
     from prompt_toolkit.history import FileHistory
 
     class Kept(FileHistory):
         def store_string(self, string: str) -> None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UnicodeError):
+                string.encode()
                 super().store_string(string)
 
     return Kept(path)
@@ -171,7 +172,8 @@ class Chat:
             raise RequestError("a system message needs a chat template, which is not used here")
         if not text:
             told = self._system()
-            terminal.note(told[0]["content"] if told else "There is no system message.")
+            lines = str(told[0]["content"]).split("\n") if told else ["There is no system message."]
+            terminal.note("\n".join(map(plain, lines)))
             return
         rest = self.session.messages[len(self._system()) :]
         self.session.messages = ({"role": "system", "content": text}, *rest)
@@ -208,7 +210,11 @@ class Chat:
         self._say_adapters()
 
     def _say_adapters(self) -> None:
-        rows = [(adapter.name, f"{weight:g}", str(adapter.path)) for adapter, weight in self.session.adapters]
+        stack = self.session.adapters
+        rows = [
+            (name, f"{weight:g}", str(adapter.path))
+            for name, (adapter, weight) in zip(_names(stack), stack, strict=True)
+        ]
         terminal.note(terminal.table(rows) if rows else "There is no adapter in use.")
 
     def say_stats(self, _: str = "") -> None:
@@ -227,15 +233,25 @@ def _restacked(stack: Weighted, verb: str, argument: str) -> list[tuple[AdapterL
     if verb == "add":
         return [*stack, _added(stack, argument)]
     name, weight = _name_and_weight(argument) if verb == "weight" else (argument, "")
-    if name not in [adapter.name for adapter, _ in stack]:
+    names = _names(stack)
+    changed: list[tuple[AdapterLike, float]] = list(stack)
+    if name not in names:
         raise RequestError(f"there is no adapter {name!r} in use; /lora lists those there are")
+    at = names.index(name)
     if verb == "remove":
-        return [(adapter, old) for adapter, old in stack if adapter.name != name]
+        return changed[:at] + changed[at + 1 :]
     try:
-        new = float(weight)
+        changed[at] = (changed[at][0], float(weight))
     except ValueError:
         raise RequestError(f"expected a number as the weight of {name!r}, found {weight!r}") from None
-    return [(adapter, new if adapter.name == name else old) for adapter, old in stack]
+    return changed
+
+
+def _names(stack: Weighted) -> list[str]:
+    """What the adapters of a stack are called here: a second one of a name has `#2` behind it, and so on."""
+    names = [adapter.name for adapter, _ in stack]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name}#{n + 1}" if n else name for name, n in zip(names, before, strict=True)]
 
 
 def _added(stack: Weighted, argument: str) -> tuple[AdapterLike, float]:
@@ -244,7 +260,10 @@ def _added(stack: Weighted, argument: str) -> tuple[AdapterLike, float]:
         path, weight = options.lora(argument)
     except argparse.ArgumentTypeError as error:
         raise RequestError(str(error)) from None
-    whole = path.resolve()
+    try:
+        whole = path.resolve()
+    except RuntimeError:  # before Python 3.13, of links that lead to themselves
+        raise RequestError(f"{argument}: expected a folder or a file, found a loop of links") from None
     for used, _ in stack:
         if used.path.resolve() == whole:
             raise RequestError(f"{used.name!r} is in use already; /lora weight gives it another weight")

@@ -14,7 +14,7 @@ from jinja2 import meta
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
 from pyinfer.errors import ModelFileError, RequestError
-from pyinfer.template.budget import FUEL, FUEL_PER_INPUT, SECONDS, Budget, current, weigh
+from pyinfer.template.budget import FUEL, FUEL_PER_INPUT, MOST_BITS, SECONDS, Budget, Refused, current, weigh
 from pyinfer.template.operations import Rejected
 from pyinfer.template.sandbox import Environment
 
@@ -59,7 +59,12 @@ class Template:
             RequestError: The template refuses the messages, or fails on them.
         """
         weight = _Weight()
-        weigh(dict(variables), weight.add)
+        try:
+            weigh(dict(variables), weight.add)
+        except Refused:
+            raise RequestError(
+                f"messages: expected whole numbers of at most {MOST_BITS} bits, found a larger one"
+            ) from None
         token = current.set(Budget(FUEL + FUEL_PER_INPUT * weight.units))
         try:
             return self._template.render(dict(variables))

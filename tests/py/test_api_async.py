@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,29 @@ def test_cancelling_the_task_while_it_opens_frees_the_session(stories: Model) ->
             with pytest.raises(asyncio.CancelledError):
                 await task
             session.append([5])
+
+    asyncio.run(main())
+
+
+def test_cancelling_what_waits_for_a_thread_gives_it_up(stories: Model) -> None:
+    async def main() -> None:
+        busy, opened = threading.Event(), threading.Event()
+
+        def open_stream() -> Stream:
+            opened.set()
+            return stories.stream(ONCE, max_tokens=3)
+
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as only:
+            loop.set_default_executor(only)
+            waiting = loop.run_in_executor(None, busy.wait, 10)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(aio.completion(open_stream), 0.05)
+            assert not waiting.done()
+            busy.set()
+            await waiting
+            assert len((await stories.agenerate(ONCE, max_tokens=2)).tokens) == 2
+        assert not opened.is_set()
 
     asyncio.run(main())
 

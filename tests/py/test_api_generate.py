@@ -209,6 +209,7 @@ BAD_CALLS: list[tuple[Any, dict[str, Any], str]] = [
     (None, {}, "^prompt: expected text or token ids, found NoneType"),
     (5, {}, "^prompt: expected text or token ids, found int"),
     (b"x", {}, "^prompt: expected text or token ids, found bytes"),
+    (np.array(5), {}, "^prompt: expected text or token ids, found ndarray"),
     ({1}, {}, "^prompt: expected text or token ids, found set"),
     ("a\ud800b", {}, "expected characters that UTF-8 can hold"),
     ([512], {}, r"^prompt\[0\]: expected a token id from 0 to 511, found 512"),
@@ -364,6 +365,23 @@ def test_timings_are_plausible(stories: Model) -> None:
     assert 0 < timings.prefill_s <= timings.time_to_first_token_s
     assert timings.prefill_tokens_per_s == pytest.approx(5 / timings.prefill_s)
     assert timings.decode_tokens_per_s == pytest.approx(19 / timings.decode_s)
+
+
+def test_the_step_that_ends_an_answer_is_not_timed(stories: Model) -> None:
+    """It gives no token."""
+    (end, *_) = stories.tokenizer.eos
+
+    def ends_slowly(tokens: Sequence[int], logits: NDArray[np.float32]) -> None:
+        if len(tokens) == prompt + said:
+            time.sleep(0.3)
+            logits[end] = 1e9
+
+    prompt = len(stories.tokenizer.encode(ONCE))
+    for said in (0, 2):
+        answer = stories.generate(ONCE, processors=[ends_slowly])
+        assert (answer.finish_reason, len(answer.tokens)) == ("stop", said)
+        assert answer.timings.decode_s < 0.3
+        assert (answer.timings.time_to_first_token_s > 0) == (said > 0)
 
 
 def test_the_time_a_caller_holds_a_chunk_is_not_counted(stories: Model) -> None:

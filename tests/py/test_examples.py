@@ -67,12 +67,13 @@ def test_the_assistant_forgets_the_oldest_turns(tiny_model_bin: Path) -> None:
 # The service
 
 
-@pytest.fixture
-def port(tiny_model_bin: Path) -> Iterator[int]:
+@contextlib.contextmanager
+def serving(model: Path) -> Iterator[int]:
+    """The port of a service, which is then stopped as by Ctrl-C and must end well."""
     command = [
         sys.executable,
         str(EXAMPLES / "service.py"),
-        str(tiny_model_bin),
+        str(model),
         "--port",
         "0",
         "--users",
@@ -84,6 +85,12 @@ def port(tiny_model_bin: Path) -> Iterator[int]:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert process.stderr.read() == ""
+
+
+@pytest.fixture
+def port(tiny_model_bin: Path) -> Iterator[int]:
+    with serving(tiny_model_bin) as port:
+        yield port
 
 
 class Client:
@@ -153,6 +160,7 @@ def test_the_service_refuses_and_lives_on(port: int) -> None:
         ),
         (b'{"say": "a", "temperature": 1e9}', "temperature: expected a number from 0 to 100"),
         (b'{"say": "' + b"x" * 1000 + b'"}', "the context holds 128"),
+        (b"[" * 60_000, "recursion"),
     ):
         client.send(raw)
         [answer] = client.answer()
@@ -175,6 +183,16 @@ def test_the_service_refuses_and_lives_on(port: int) -> None:
         if "done" in lines[-1]:
             return
     raise AssertionError("expected a free place after all have gone")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="ends by a signal that is POSIX")
+def test_the_service_stops_while_somebody_is_connected(tiny_model_bin: Path) -> None:
+    with serving(tiny_model_bin) as port:
+        idle, asking = Client(port), Client(port)
+        assert "done" in idle.ask(say="ab", max_tokens=3)[-1]
+        asking.send(b'{"say": "ab", "max_tokens": 100}')
+    idle.close()
+    asking.close()
 
 
 # The batch
@@ -200,6 +218,17 @@ def test_the_batch_answers_every_row_and_goes_on(
     target.write_bytes(b"".join(lines[:2]))
     assert run("batch.py", str(tiny_model_bin), str(source), str(target), *options).returncode == 0
     assert target.read_bytes() == whole
-    done = run("batch.py", str(tiny_model_bin), str(source), str(tmp_path / "x.csv"), "--prompt", "{nobody}")
-    assert "--prompt: expected columns among name, thing, found 'nobody'" in done.stderr
+    target.write_bytes(lines[0])  # stopped before the first answer
+    assert run("batch.py", str(tiny_model_bin), str(source), str(target), *options).returncode == 0
+    assert target.read_bytes() == whole
+    for prompt, said in (
+        ("{nobody}", "--prompt: expected columns among name, thing, found 'nobody'"),
+        ("{}", "--prompt: expected names of columns in braces, found '{}'"),
+        ("{name.x}", "--prompt: expected names of columns in braces"),
+    ):
+        done = run("batch.py", str(tiny_model_bin), str(source), str(tmp_path / "x.csv"), "--prompt", prompt)
+        assert said in done.stderr and done.stderr.count("\n") == 1
+    source.write_text("name,thing\nAda,a,b\n", encoding="utf-8")
+    done = run("batch.py", str(tiny_model_bin), str(source), str(tmp_path / "x.csv"), "--prompt", "{name}")
+    assert "in.csv: expected at most 2 cells in line 2, found more" in done.stderr
     assert not (tmp_path / "x.csv").exists()

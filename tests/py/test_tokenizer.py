@@ -140,6 +140,8 @@ def test_user_defined_tokens_are_found_in_any_text(make: Callable[..., Tokenizer
 def test_begin_and_end_tokens(make: Callable[..., Tokenizer]) -> None:
     assert make("spm").encode("t")[0] == 1 and make("spm").encode("t", add_special=False)[0] != 1
     assert make("spm", add_bos_token=False, add_eos_token=True).encode("t")[-1] == 2
+    both = make("spm", add_eos_token=True)
+    assert both.encode_prompt("t") == both.encode("t")[:-1] == make("spm").encode("t")
     assert make("bpe").encode("") == [] and make("bpe", add_bos_token=True).encode("") == [260]
     assert make("bpe", pre="llama-bpe").encode("") == [260]
 

@@ -75,6 +75,26 @@ def test_system_message_and_clear(talk: Chat, capsys: pytest.CaptureFixture[str]
     assert "Be long." in capsys.readouterr().err
 
 
+def test_a_system_message_from_a_file_reaches_no_terminal_raw(
+    talk: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    messages = [{"role": "system", "content": "a\x1b]0;title\x07\nb"}]
+    (tmp_path / "talk.json").write_text(json.dumps(messages))
+    talk.hear(f"/load {tmp_path / 'talk.json'}")
+    talk.hear("/system")
+    assert "a\\x1b]0;title\\x07\nb\n" in capsys.readouterr().err
+
+
+def test_a_number_that_is_too_large_for_a_template_is_said(
+    talk: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "talk.json").write_text(f'[{{"role": "user", "content": "a", "n": {10**2000}}}]')
+    talk.hear(f"/load {tmp_path / 'talk.json'}")
+    talk.hear("the")
+    assert "pyinfer: messages: expected whole numbers of at most 4096 bits" in capsys.readouterr().err
+    assert roles(talk) == ["user"]
+
+
 def test_save_and_load(talk: Chat, tmp_path: Path) -> None:
     talk.hear("the")
     said = talk.session.messages
@@ -240,6 +260,14 @@ def test_a_history_on_a_full_disk_is_not_kept(own_cache: Path, monkeypatch: pyte
         for line in ("one", "two"):
             pipe.send_text(f"{line}\r")
             assert prompt.prompt("> ") == line
+    assert (own_cache / "history").read_bytes() == b""
+
+
+def test_what_is_no_utf8_is_not_kept(own_cache: Path) -> None:
+    """As from a terminal or a paste in Latin-1."""
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        pipe.send_bytes(b"caf\xe9 au lait\r")
+        assert _prompt_session().prompt("> ") == "caf\udce9 au lait"
     assert (own_cache / "history").read_bytes() == b""
 
 

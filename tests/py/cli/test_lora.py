@@ -183,6 +183,23 @@ def test_adapters_that_are_called_alike_are_told_apart(
     ]
 
 
+def test_adapters_that_were_given_twice_are_numbered(stories: pyinfer.Model, sql: Path, capsys) -> None:
+    with stories.session() as session:
+        session.adapters = [sql, (sql, -0.5)]
+        talk = Chat(session, {})
+        talk.hear("/lora weight sql#2 2")
+        assert [weight for _, weight in session.adapters] == [1.0, 2.0]
+        assert "sql#2" in capsys.readouterr().err
+        talk.hear("/lora remove sql")
+        assert [weight for _, weight in session.adapters] == [2.0]
+
+
+def test_a_loop_of_links_is_no_adapter(talk: Chat, tmp_path: Path, capsys) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    talk.hear(f"/lora add {tmp_path / 'loop'}")
+    assert capsys.readouterr().err.startswith("pyinfer: ")
+
+
 def test_an_adapter_in_use_is_not_added_twice(talk: Chat, sql: Path, capsys) -> None:
     talk.hear(f"/lora add {sql}")
     talk.hear(f"/lora add {sql}:0.5")
