@@ -3,10 +3,10 @@
     python bench/compare.py MODEL.gguf... --peer-python PEER/bin/python [--threads 1,2] [--json OUT]
 
 Every round of a case runs each engine once and probes the machine's limit once; figures are medians over rounds, and
-ratios are taken round by round. A peer runs with all its settings in the first round, which is not counted; settings
-more than a tenth behind its best are left out of the rounds that count, and pyinfer is compared with the best of the
-others. With `--lora RANKS`, each engine also runs with random adapters of these ranks on all matrices of the layers,
-and what they cost it is told beside.
+ratios are taken round by round. A peer runs with all its settings twice before, uncounted; settings whose better run is
+more than a fifth behind its best are left out of the rounds that count, and pyinfer is compared with the best of the
+others. Each engine's logits must be near ours. With `--lora RANKS`, each engine also runs with random adapters of these
+ranks on all matrices of the layers, and what they cost it is told beside.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -40,14 +40,18 @@ import tables
 from cases import Case
 from gguf_model import GgufModel
 from limits import Limit
-from participant import Participant, Process, Settings, Skipped, measure_start, script
+from participant import Participant, ParticipantError, Process, Settings, Skipped, measure_start, script
 from results import Series
 
 OURS = "pyinfer"
 SETTLE = 0.05  # seconds between runs, for spinning threads to park
-BEHIND = 0.9  # share of a peer's best below which settings are dropped after the first round
+BEHIND = 0.8  # share of a peer's best below which settings are dropped before the rounds that count
 QUIET = 0.05  # share of the processors that others may use
 CHECKED = 64  # tokens whose last logits are compared between engines
+MOST_KL = (
+    0.5  # divergence beyond which engines do not compute the same: quantised activations make some hundredths
+)
+COLD = 0.05  # share of a file that may be in memory before a cold start
 
 
 @dataclass
@@ -60,7 +64,8 @@ class Machine:
 
     def probe(self, kind: str, threads: int) -> None:
         """Measures one kind of limit again."""
-        found = limits.probe("compute" if kind == "compute" else "memory", threads, 0.1, 256)
+        mib = max(256, 4 * results.last_level_bytes() >> 20)
+        found = limits.probe("compute" if kind == "compute" else "memory", threads, 0.1, mib)
         self.latest[kind, threads] = found
         self.log += found
 
@@ -115,16 +120,29 @@ def has_lora(series: Series) -> bool:
     return "lora" in series.settings
 
 
-def first_round(all_entries: list[Entry], case: Case, threads: int) -> list[Entry]:
-    """Runs everything once, uncounted; returns the entries that stay."""
+def warmed_up(all_entries: list[Entry], case: Case, threads: int) -> list[tuple[Entry, float]]:
+    """Runs everything uncounted, and what differs in settings alone once more in the other order; the better speed of
+    those that can run.
+    """
     speeds: list[tuple[Entry, float]] = []
     for entry in all_entries:
         try:
             speeds.append((entry, entry.process.run(case.name, threads, entry.settings)))
-        except Skipped as reason:
-            say(f"  {entry.series.engine} skips {case.name}: {reason}")
+        except (Skipped, ParticipantError) as reason:
+            say(
+                f"  {entry.series.engine} {tables.settings(entry.series.settings)} skips {case.name}: {reason}"
+            )
         time.sleep(SETTLE)
-    stay = []
+    for i, (entry, speed) in reversed(list(enumerate(speeds))):
+        if sum(alike(entry, other) for other, _ in speeds) > 1:
+            speeds[i] = (entry, max(speed, entry.process.run(case.name, threads, entry.settings)))
+            time.sleep(SETTLE)
+    return speeds
+
+
+def first_round(all_entries: list[Entry], case: Case, threads: int) -> list[Entry]:
+    """Runs everything uncounted; returns the entries that stay."""
+    speeds, stay = warmed_up(all_entries, case, threads), []
     for entry, speed in speeds:
         fastest = max(s for e, s in speeds if alike(e, entry))
         if speed >= BEHIND * fastest:
@@ -151,9 +169,15 @@ def measure(
             entry.series.samples.append(speed)
             if ideal is not None:
                 entry.series.shares.append(ideal * speed / (case.tokens * case.sequences))
-    for process in processes:
-        process.ask(op="forget")
+    forget(processes)
     return [entry.series for entry in everything if entry.series.samples]
+
+
+def forget(processes: list[Process]) -> None:
+    """Has all engines that still run free their caches."""
+    for process in processes:
+        with suppress(ParticipantError):
+            process.ask(op="forget")
 
 
 def all_ratios(series: list[Series]) -> list[dict[str, Any]]:
@@ -194,25 +218,42 @@ def with_lora(who: Participant, adapters: list[Path]) -> Participant:
     )
 
 
-def agreement(processes: list[Process], threads: int, which: int) -> list[dict[str, Any]]:
-    """How far the peers' logits are from ours: two engines that are compared must compute the same.
-
-    `which` of each engine's settings: -1 has no adapters, 0 has those that there are.
-    """
-    found: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
+def agreement(processes: list[Process], threads: int, adapted: bool) -> list[dict[str, Any]]:
+    """How far the logits of the peers are from ours, with each of their settings, with adapters or without."""
+    found: list[tuple[Process, Settings, np.ndarray[Any, np.dtype[np.float64]]]] = []
     for process in processes:
-        try:
-            reply = process.ask(
-                op="logits", n=CHECKED, threads=threads, settings=process.participant.run_settings[which]
-            )
-        except Skipped:
-            continue
-        found.setdefault(process.participant.engine, np.array(reply["logits"], np.float64))
-        process.ask(op="forget")
-    ours = found.pop(OURS, None)
+        for settings in process.participant.run_settings:
+            if ("lora" in settings) != adapted:
+                continue
+            try:
+                reply = process.ask(op="logits", n=CHECKED, threads=threads, settings=settings)
+            except (Skipped, ParticipantError) as reason:
+                say(f"  {process.participant.engine} gives no logits: {reason}")
+                continue
+            found.append((process, settings, np.array(reply["logits"], np.float64)))
+            process.ask(op="forget")
+    ours = next((logits for process, _, logits in found if process.participant.engine == OURS), None)
     if ours is None:
         return []
-    return [{"peer": name, **distance(ours, theirs)} for name, theirs in found.items()]
+    return [
+        {
+            "peer": process.participant.engine,
+            "settings": {**process.participant.open_settings, **settings},
+            **distance(ours, theirs),
+        }
+        for process, settings, theirs in found
+        if process.participant.engine != OURS
+    ]
+
+
+def check_agreement(entries_: list[dict[str, Any]]) -> None:
+    """Two engines that are compared must compute the same."""
+    for entry in entries_:
+        if not entry["kl"] <= MOST_KL:
+            who = f"{entry['peer']} {tables.settings(entry['settings'])}"
+            raise SystemExit(
+                f"{who}: expected logits within a divergence of {MOST_KL} of ours, found {entry['kl']:.3g}"
+            )
 
 
 def distance(
@@ -234,6 +275,9 @@ def starts(participants: list[Participant], threads: int, repeats: int) -> list[
         if kind == "cold":
             page_cache.drop(who.model)
         share = page_cache.resident_share(who.model)
+        if kind == "cold" and share > COLD:
+            say(f"  no cold start of {who.engine}: {share:.0%} of {who.model} stays in memory, see --work")
+            continue
         result = measure_start(who, threads)
         label = {"engine": who.engine, "settings": who.open_settings, "file": kind, "round": round_}
         found.append({**label, "resident_before": share, "file_bytes": who.model.stat().st_size, **result})
@@ -256,8 +300,7 @@ def count_events(
         per_token = {event: value / case.tokens for event, value in events.items()}
         label = {"case": name, "threads": threads, "engine": process.participant.engine, "settings": shown}
         found.append({**label, "per_token": per_token})
-    for process in processes:
-        process.ask(op="forget")
+    forget(processes)
     return found
 
 
@@ -304,7 +347,9 @@ def peers(source: Path, args: argparse.Namespace) -> list[Participant]:
             found.append(Participant("llama.cpp", command, *shared, batch_settings=tuple(batches)))
         for binary in args.peer_binary:
             command = (*script("peer_llama_bench.py"), binary)
-            found.append(Participant(Path(binary).name, command, *shared, can_start=False))
+            alone = [Path(other).name for other in args.peer_binary].count(Path(binary).name) == 1
+            name = Path(binary).name if alone else binary
+            found.append(Participant(name, command, *shared, can_start=False))
     return found
 
 
@@ -350,7 +395,8 @@ def compare_model(source: Path, folder: Path, args: argparse.Namespace, machine:
         report["engines"] = [{**p.about, "settings": p.participant.open_settings} for p in processes]
         machine.isa = str(processes[0].about["isa"])
         report["isa"] = machine.isa
-        report["agreement"] = agreement(processes, args.threads[-1], -1)
+        report["agreement"] = agreement(processes, args.threads[-1], adapted=False)
+        check_agreement(report["agreement"])
         series: list[Series] = []
         for case, threads in product(args.cases, args.threads):
             say(f"  {case.name}, {threads} threads")
@@ -360,7 +406,7 @@ def compare_model(source: Path, folder: Path, args: argparse.Namespace, machine:
         report["lora"] = {"ranks": args.lora, "overheads": all_overheads(series)}
         if adapters:
             report["lora"]["bytes"] = sum(path.stat().st_size for path in adapters)
-            report["lora"]["agreement"] = agreement(processes, args.threads[-1], 0)
+            report["lora"]["agreement"] = agreement(processes, args.threads[-1], adapted=True)
         report["counters"] = []
         if args.counters:
             report["counters"] = count_events(processes, [c.name for c in args.cases], args.threads)
@@ -400,7 +446,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-counters", dest="counters", action="store_false")
     parser.add_argument("--isa", help="instruction set that pyinfer must use")
     parser.add_argument("--lora", default="", metavar="RANKS", help="such as 16 or 16,16,16")
-    parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--json", type=Path, help="where to write the result, after each model")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="FOLDER",
+        help="where converted models go meanwhile; default: a temporary one",
+    )
     args = parser.parse_args()
     try:
         args.cases = [cases.parse(name) for name in args.cases.split(",") if name]
@@ -408,6 +460,12 @@ def parse() -> argparse.Namespace:
         args.lora = [int(text) for text in args.lora.split(",") if text]
     except ValueError as error:
         parser.error(str(error))
+    for folder in (args.work, args.json.parent if args.json else None):
+        if folder is not None and not folder.is_dir():
+            parser.error(f"{folder}: expected a folder, found none")
+    for program in (args.peer_python, *args.peer_binary):
+        if program is not None and shutil.which(program) is None:
+            parser.error(f"{program}: expected a program, found none")
     return args
 
 
@@ -421,11 +479,13 @@ def main() -> int:
     report = results.header()
     if (report["busy_before"] or 0) > QUIET:
         say(f"others use {report['busy_before']:.0%} of this machine's processors: the figures will not hold")
-    with tempfile.TemporaryDirectory(prefix="pyinfer-compare-") as folder:
-        report["models"] = [compare_model(model, Path(folder), args, machine) for model in args.models]
-    report["limits"] = summary(machine.log)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report["models"] = []
+    with tempfile.TemporaryDirectory(prefix="pyinfer-compare-", dir=args.work) as folder:
+        for model in args.models:
+            report["models"].append(compare_model(model, Path(folder), args, machine))
+            report["limits"] = summary(machine.log)
+            if args.json:
+                args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(tables.render(report))
     return 0
 

@@ -63,7 +63,11 @@ def draw_ratios(report: Row, axes: Axes) -> None:
         axes.barh(at, ratio["median"], xerr=reach, color=fill, height=0.7, error_kw={"lw": 1, "capsize": 2})
         spot: Row = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
         axes.annotate(f"{ratio['median']:.2f}", (ratio["high"], at), **spot)
-    names = [f"{f.removesuffix('.gguf')}, {r['case']}, {count(r['threads'])}: {r['peer']}" for f, r in rows]
+    names = [
+        f"{file.removesuffix('.gguf')}, {ratio['case']}, {count(ratio['threads'])}"
+        f"{', adapters' if 'lora' in ratio.get('settings', {}) else ''}: {ratio['peer']}"
+        for file, ratio in rows
+    ]
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", lw=1)

@@ -92,6 +92,16 @@ def _caches() -> dict[str, str]:
     return {f"L{_read(f'{f}/level')} {_read(f'{f}/type')}": _read(f"{f}/size") for f in folders}
 
 
+def last_level_bytes() -> int:
+    """The sum of all third-level caches, each counted once; 0 where the system does not tell."""
+    found: dict[str, int] = {}
+    for index in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index*"):
+        size = _read(f"{index}/size")
+        if _read(f"{index}/level") == "3" and size.endswith("K"):
+            found[_read(f"{index}/shared_cpu_list")] = int(size[:-1]) << 10
+    return sum(found.values())
+
+
 def machine() -> dict[str, Any]:
     """Processor, memory and system."""
     return {
@@ -115,9 +125,10 @@ def _git(*command: str) -> str:
 
 
 def commit() -> str:
-    """The commit of this working copy, with `+` if files differ from it; empty without git."""
+    """The commit of this working copy, with `+` if its files differ from it; empty without git."""
     try:
-        return _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain") else "")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
 

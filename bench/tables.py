@@ -161,9 +161,8 @@ def facts(model: Row) -> str:
     ]
     for entry in model["agreement"]:
         same = "the same" if entry["same_token"] else "another"
-        lines.append(
-            f"KL divergence of our logits from {entry['peer']}: {entry['kl']:.2g}, {same} first choice."
-        )
+        who = f"{entry['peer']} {settings(entry['settings'])}"
+        lines.append(f"KL divergence of our logits from {who}: {entry['kl']:.2g}, {same} first choice.")
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ import peer_llama_bench
 import plot
 import results
 import tables
+from participant import Participant, ParticipantError
 from results import Series
 from shapes import SHAPES, Shape
 
@@ -214,6 +215,48 @@ def test_llama_bench_is_driven_by_its_options(tmp_path: Path) -> None:
         engine.run(cases.parse("batch-4"), 2, {"flash_attn": 1})
 
 
+class FakeProcess:
+    """Answers with speeds and logits that were laid down for each of its settings."""
+
+    def __init__(self, engine: str, speeds: dict[str, list[float]], logits: list[float]) -> None:
+        settings = tuple({"way": way} for way in speeds)
+        self.participant = Participant(engine, (), Path("x"), run_settings=settings, batch_settings=settings)
+        self._speeds, self._logits = speeds, logits
+
+    def run(self, case: str, threads: int, settings: dict[str, Any]) -> float:
+        speeds = self._speeds[settings["way"]]
+        if not speeds:
+            raise ParticipantError("out of memory")
+        return speeds.pop(0)
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        return {"logits": self._logits} if request["op"] == "logits" else {}
+
+
+def test_settings_that_are_far_behind_twice_are_dropped() -> None:
+    case = cases.parse("decode-128")
+    ours = FakeProcess("pyinfer", {"only": [10.0]}, [])
+    peer = FakeProcess("peer", {"a": [5.0, 9.0], "b": [10.0, 9.0], "c": [7.0, 7.9], "broken": []}, [])
+    stay = compare.first_round(compare.entries([ours, peer], case, 1), case, 1)  # type: ignore[list-item]
+    assert [(entry.series.engine, entry.settings["way"]) for entry in stay] == [
+        ("pyinfer", "only"),
+        ("peer", "a"),
+        ("peer", "b"),
+    ]
+
+
+def test_every_setting_must_compute_the_same() -> None:
+    ours = FakeProcess("pyinfer", {"only": []}, [0.0, 1.0, 2.0])
+    near, far = (FakeProcess("peer", {"a": [], "b": []}, [0.0, 1.0, last]) for last in (2.01, -5.0))
+    found = compare.agreement([ours, near], 1, adapted=False)  # type: ignore[list-item]
+    assert [entry["settings"]["way"] for entry in found] == ["a", "b"]
+    compare.check_agreement(found)
+    with pytest.raises(SystemExit, match=r"peer way=a: expected logits within a divergence of 0.5 of ours"):
+        compare.check_agreement(compare.agreement([ours, far], 1, adapted=False))  # type: ignore[list-item]
+    with pytest.raises(SystemExit, match="found nan"):
+        compare.check_agreement([{**found[0], "kl": float("nan")}])
+
+
 def test_ratio_is_taken_round_by_round() -> None:
     ours = Series("decode-128", 2, "pyinfer", {}, [20.0, 40.0, 30.0])
     theirs = Series("decode-128", 2, "peer", {"repack": 1}, [10.0, 10.0, 10.0])
@@ -282,7 +325,7 @@ def sample_report() -> dict[str, Any]:
         "types": {"Q4_0": 90_000_000},
         "isa": "avx2",
         "convert": {"seconds": 0.5, "copy_seconds": 0.1, "bytes": 91_000_000},
-        "agreement": [{"peer": "llama.cpp", "kl": 0.001, "same_token": True}],
+        "agreement": [{"peer": "llama.cpp", "settings": {"repack": 1}, "kl": 0.001, "same_token": True}],
         "series": series,
         "ratios": ratios,
         "starts": [{**start, "memory": memory}],
@@ -311,6 +354,7 @@ def test_tables_show_ratio_share_and_settings() -> None:
         "2.00–2.00",
     ]
     assert "5.00 M" in text and "0.200 s" in text and "500 MB" in text
+    assert "our logits from llama.cpp repack: 0.001, the same" in text
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])
