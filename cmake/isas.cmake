@@ -16,7 +16,7 @@ function(pyinfer_isa name)
   target_compile_definitions(${target} PRIVATE PYINFER_ISA_NAME=${name} PYINFER_ISA_HEADER="kernels/simd/${name}.h")
   target_compile_options(${target} PRIVATE ${ARGN} -fno-math-errno)
   if(NOT PYINFER_SANITIZE)  # checks unroll by the million, and the compiler runs for ten minutes
-    target_compile_options(${target} PRIVATE -O3)
+    target_compile_options(${target} PRIVATE $<$<NOT:$<CONFIG:Debug>>:-O3>)
   endif()
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # GCC 12's own AVX-512 header trips this warning in every user of it (GCC bug 105593).

@@ -7,7 +7,8 @@ build/tests unless told otherwise. Every CTest test runs on every CPU of the lis
 not ends the program there. Then models run on each: the instruction set must be the one expected, the greedy tokens and
 the bits of all logits those of tests/golden/bits.json, which hold on every processor.
 --write makes that file anew from what the first CPU says; --quick tests on each CPU its best instruction set alone,
-some suites on the first CPU only or not at all, and models with int8 activations only, the large one on the last CPU.
+some suites on the first CPU only or not at all (those of kernels too where this machine has the set itself), and models
+with int8 activations only, the large one on the last CPU.
 
 Needs qemu-user (and the cross compiler), and the pyinfer package with a core for this machine. Exits with 1 on the
 first failure, and with 77 where a tool is missing.
@@ -38,6 +39,8 @@ ONCE = {"allocations", "base", "cores", "formats", "model_file", "thread_pool", 
 """C++ suites that --quick runs on the first CPU only: those that no instruction set changes."""
 NOT_QUICK = {"forward", "adapters"}
 """What takes minutes on one CPU alone; their kernels have suites of their own, and whole models run as well."""
+KERNELS = {"attend", "matmul", "rows"}
+"""Suites that --quick leaves out, but on the first CPU, where this machine has the instruction set: CTest runs them."""
 
 LARGE = "smollm2"
 """The model that takes minutes on each CPU."""
@@ -173,9 +176,19 @@ def run_test(target: Target, cpu: str, test: Test, quick: bool) -> None:
         )
 
 
+def left_out(target: Target, cpu: str) -> set[str]:
+    """The C++ suites that --quick does not run on a CPU."""
+    from pyinfer import _core
+
+    first, *_ = target.cpus
+    if cpu == first:
+        return NOT_QUICK
+    here = {name for name, runs in _core.isas() if runs}
+    return NOT_QUICK | ONCE | (KERNELS if target.cpus[cpu] in here else set())
+
+
 def run_tests(target: Target, folder: Path, quick: bool) -> None:
     """All tests on all CPUs, several at a time."""
-    first_cpu, *_ = target.cpus
     tests = tests_of(folder)
     for first in (True, False):
         with ThreadPoolExecutor(JOBS) as pool:
@@ -184,11 +197,7 @@ def run_tests(target: Target, folder: Path, quick: bool) -> None:
                 for cpu in target.cpus
                 for test in tests
                 if test.first == first
-                and not (
-                    quick
-                    and test.name.removeprefix("cpp.")
-                    in (NOT_QUICK if cpu == first_cpu else ONCE | NOT_QUICK)
-                )
+                and not (quick and test.name.removeprefix("cpp.") in left_out(target, cpu))
             ]
             jobs = [pool.submit(run_test, target, cpu, test, quick) for cpu, test in due]
             try:

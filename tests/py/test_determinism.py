@@ -52,7 +52,8 @@ def assert_same_bits(ours: Logits, expected: Logits) -> None:
 @pytest.mark.parametrize("kind", ["int8 f16", "int8 i16", "f32 f16"])
 def test_threads_and_chunks(name: str, isa: str, kind: str, tiny: Tiny, tmp_path: Path) -> None:
     ids = tokens(named(name), PROBED[name])
-    answer = probe_logits(tiny(named(name))[1], ids, tmp_path, isa, *kind.split())
+    threads = THREADS[::2] if isa == "scalar" else THREADS  # plain C++ takes seconds for each
+    answer = probe_logits(tiny(named(name))[1], ids, tmp_path, isa, *kind.split(), threads=threads)
     assert answer.isa == isa and np.isfinite(answer.logits).all()
     first = next(iter(answer.digests.values()))
     assert [way for way, digest in answer.digests.items() if digest != first] == []
