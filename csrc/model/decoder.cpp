@@ -13,7 +13,7 @@ namespace pyinfer {
 namespace {
 
 // Blocks of 32 columns that share a scale of activations. Two cost most quality in what q, k and v are made of; elsewhere they make products a
-// twentieth faster or more (docs/performance.md).
+// twentieth faster or more (docs/tuning.md).
 constexpr int kFineBlocks = 1, kCoarseBlocks = 2;
 
 // Runs of rows that are consecutive positions of one sequence. Writes to `segments`, which has room for one a row.
