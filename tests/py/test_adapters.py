@@ -408,7 +408,8 @@ def test_what_cannot_be_honoured_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelFileError, match="^" + str(tmp_path)) as refused:
         Adapter.load(written(tmp_path / "a", change))
     assert words in str(refused.value)
-    assert "\n" not in str(refused.value) and len(str(refused.value)) < 600
+    said = str(refused.value).replace(str(tmp_path), "")
+    assert "\n" not in said and len(said) < 530
 
 
 @pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "eva"])
