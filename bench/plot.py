@@ -26,7 +26,10 @@ Row = dict[str, Any]
 COLOURS = {"pyinfer": "#0b6e4f", "llama.cpp": "#c8553d"}
 OTHERS = ("#6b7fd7", "#b08900", "#7a5195")
 MARKS = {1: "o", 2: "s", 4: "^", 8: "D"}
-plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "pyinfer"}  # text as text; the same bytes from the same result
+plt.rcParams |= {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pyinfer",
+}  # text as text; the same bytes from the same result
 
 
 def colour(engine: str, engines: list[str]) -> str:
