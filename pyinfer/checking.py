@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from pyinfer import _core
 from pyinfer.adapters import Adapter, Weighted
 from pyinfer.convert.checkpoint import Tensor
-from pyinfer.convert.merge import retention
+from pyinfer.convert.merge import merged_format, retention
 from pyinfer.convert.model_file import open_model_file
 from pyinfer.errors import RequestError, UnsupportedError
 from pyinfer.export import export, norm
@@ -31,6 +32,7 @@ __all__ = ["MOST_KL", "Agreement", "Looked", "agreement", "look"]
 MOST_KL = 1e-5
 """Ways that differ by more than this do not agree: halves in the KV cache cost about a tenth of it."""
 TOKENS = 48
+BITS: tuple[Literal["int8", "int4"], ...] = ("int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,18 @@ def look(weighted: Weighted, model: Path) -> Iterator[Looked]:
         weighted, checkpoint.spec, base_reader(_core.ModelFile(str(model))), checkpoint.architecture
     )
     for change in stack.changes:
-        tied = change.role == "head" and ("head", change.layer) not in tensors
         if len(change.a):
-            yield _looked(change, tensors["embedding" if tied else change.role, change.layer], stack)
+            tied = change.role == "head" and ("head", change.layer) not in tensors
+            tensor = tensors["embedding" if tied else change.role, change.layer]
+            yield _looked(change, replace(tensor, role=change.role), stack)
 
 
 def _looked(change: Change, base: Tensor, stack: Stack) -> Looked:
     whole = math.sqrt(float(np.square(base.values(0, base.rows), dtype=np.float64).sum()))
     size = _whole_change(change, base) if change.gain is not None else norm(change)
-    kept = {lands: retention(base, stack, lands) for lands in ("q8", "q4")}
+    int8, int4 = (retention(base, stack, merged_format(base.role, into)) for into in BITS)
     relative = size / whole if whole else math.inf
-    return Looked(change.role, change.layer, len(change.a), relative, kept["q8"], kept["q4"])
+    return Looked(change.role, change.layer, len(change.a), relative, int8, int4)
 
 
 def _whole_change(change: Change, base: Tensor) -> float:

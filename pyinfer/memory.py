@@ -8,7 +8,7 @@ from pathlib import Path
 from pyinfer import _core
 from pyinfer.errors import MemoryLimitError
 
-__all__ = ["available_bytes", "largest", "mib", "require"]
+__all__ = ["available_bytes", "fits", "largest", "mib", "require"]
 
 ROOM = 16
 """What is made as large as fits leaves one part in so many of the free memory to others."""
@@ -27,6 +27,12 @@ def require(needed: int, what: str, parts: str = "", advice: Callable[[], str] =
     if free is not None and needed > free:
         told = f"{what} needs {mib(needed)} of memory{parts}, but only {mib(free)} are free"
         raise MemoryLimitError(told + advice())
+
+
+def fits(needed: int) -> bool:
+    """Whether so many bytes can be had."""
+    free = available_bytes()
+    return free is None or needed <= free
 
 
 def largest(needed: Callable[[int], int], most: int, step: int) -> int:

@@ -18,7 +18,7 @@ from pyinfer import convert, hub
 from pyinfer.adapters import Adapter, Adapters, Weighted, located, split
 from pyinfer.convert.checkpoint import Checkpoint, in_file
 from pyinfer.convert.identity import SourceChecksums, key_of
-from pyinfer.convert.merge import Into, Merged, base_values, merge
+from pyinfer.convert.merge import CheckpointBase, Into, Merged, merge
 from pyinfer.convert.metadata import told
 from pyinfer.convert.model_file import open_model_file
 from pyinfer.convert.writer import write_model
@@ -77,7 +77,7 @@ def convert_merged(
     with in_file(path):
         opened = _opened(path)
     base, weighted = grown(opened, weighted)
-    stack = stacked(weighted, base.spec, base_values(base), base.architecture)
+    stack = stacked(weighted, base.spec, CheckpointBase(base), base.architecture)
     stack.require_mergeable()
     made = merge(base, stack, weights=weights, into=into)
     files = dict.fromkeys(path for adapter, _ in weighted for path in adapter.source.paths)

@@ -26,6 +26,8 @@ __all__ = ["Shelf", "Stacked"]
 
 MOST_STACKS = 8
 """Packed stacks that are kept for the next request."""
+MOST_READ = 32
+"""Adapters that were named by their paths and are kept for the next request."""
 MOST_INVOKED = 4
 """Adapters of a stack that may wait for an invocation: which of them apply may change as often within a prompt."""
 
@@ -142,8 +144,10 @@ class Shelf:
 
     def _remember(self, path: Path, read: Adapter) -> None:
         """A name that stood for what was at the path before stands for it now."""
-        before = self._by_path.get(path)
+        before = self._by_path.pop(path, None)
         self._by_path[path] = read
+        while len(self._by_path) > MOST_READ:
+            del self._by_path[next(iter(self._by_path))]
         if self._known.setdefault(read.name, read) is before:
             self._known[read.name] = read
 
@@ -192,5 +196,7 @@ class Shelf:
         stack = stacked(weighted, spec, base_reader(self._file), self._architecture)
         if not stack.changes and not stack.replaced:
             return BARE
-        memory.require(stack.bytes, "a stack of adapters")
+        while self._packed and not memory.fits(stack.packing_bytes):
+            self._packed.popitem(last=False)
+        memory.require(stack.packing_bytes, "a stack of adapters")
         return Overlay(stack.packed(self._engine))

@@ -7,9 +7,10 @@ Checks that every change fits the model. Must not know files, nor how the arrays
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +21,22 @@ from pyinfer.convert.adapter import AdapterSource, LowRank, Replaced, Values, as
 from pyinfer.convert.checkpoint import FUSED_ROLES, NO_LAYER, Spec, role_shapes
 from pyinfer.convert.families import gguf_architecture
 from pyinfer.convert.families.rotary_order import half_split_order
+from pyinfer.convert.landing import rounding
 from pyinfer.errors import ModelFileError, UnsupportedError
 
 __all__ = ["Change", "NewTensor", "Stack", "base_reader", "stacked"]
 
 Place = tuple[str, int]
-Base = Callable[[str, int], NDArray[np.float32]]
-"""base(role, layer) -> the values of a tensor of the model, (rows, cols)."""
 
-SAME = 0.25
-"""Rows of a stored embedding that differ from the base's by less than this, relative to the row, are the base's own:
-quantised weights lie that near, trained rows do not."""
+
+class Base(Protocol):
+    """Reads the tensors of the model, a head that is the embedding as well."""
+
+    def __call__(self, role: str, layer: int) -> NDArray[np.float32]:
+        """The values, (rows, cols)."""
+
+    def rounding(self, role: str, layer: int) -> float:
+        """What the length of a row's rounding may be, relative to the row, in the type that the model stores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +104,11 @@ class Stack:
         )
 
     @property
+    def packing_bytes(self) -> int:
+        """Bytes that packing takes: the packed arrays, and a copy of one tensor at a time."""
+        return self.bytes + max((new.values.nbytes for new in self.replaced), default=0)
+
+    @property
     def touched(self) -> frozenset[Place]:
         """Tensors whose weights change."""
         changed = {(change.role, change.layer) for change in self.changes}
@@ -148,20 +159,31 @@ def _module(change: Change) -> _core.AdapterModule:
     return {**made, "a": change.a, "b": change.b, "scale": change.scale} if len(change.a) else made
 
 
+class _FileBase:
+    """The tensors of a model.bin, one at a time."""
+
+    def __init__(self, file: _core.ModelFile) -> None:
+        self._file = file
+        self._places = {(tensor["role"], tensor["layer"]): i for i, tensor in enumerate(file.tensors)}
+
+    def _index(self, role: str, layer: int) -> int:
+        tied = role == "head" and (role, layer) not in self._places
+        return self._places["embedding" if tied else role, layer]
+
+    def __call__(self, role: str, layer: int) -> NDArray[np.float32]:
+        i = self._index(role, layer)
+        tensor = self._file.tensors[i]
+        if tensor["format"] == "vector":
+            return self._file.read(i).view(np.float32)[None, : tensor["cols"]]
+        return _core.unpack(tensor["format"], self._file.read(i), tensor["rows"], tensor["cols"])
+
+    def rounding(self, role: str, layer: int) -> float:
+        return rounding(self._file.tensors[self._index(role, layer)]["format"])
+
+
 def base_reader(file: _core.ModelFile) -> Base:
     """Reads the values of a model.bin, one tensor at a time."""
-    places = {(tensor["role"], tensor["layer"]): i for i, tensor in enumerate(file.tensors)}
-
-    def read(role: str, layer: int) -> NDArray[np.float32]:
-        if role == "head" and (role, layer) not in places:
-            role = "embedding"
-        i = places[role, layer]
-        tensor = file.tensors[i]
-        if tensor["format"] == "vector":
-            return file.read(i).view(np.float32)[None, : tensor["cols"]]
-        return _core.unpack(tensor["format"], file.read(i), tensor["rows"], tensor["cols"])
-
-    return read
+    return _FileBase(file)
 
 
 def stacked(weighted: Weighted, spec: Spec, base: Base, architecture: str | None = None) -> Stack:
@@ -185,8 +207,9 @@ def stacked(weighted: Weighted, spec: Spec, base: Base, architecture: str | None
             for one in _with_head(item, spec):
                 news.setdefault((one.role, one.layer), []).append((one, weight))
     replaced = tuple(filter(None, (_replaced(place, items, base) for place, items in news.items())))
+    taken = {(new.role, new.layer) for new in replaced}
     for place, items in changes.items():
-        if place in news and any(change.magnitude is not None for change, _ in items):
+        if place in taken and any(change.magnitude is not None for change, _ in items):
             raise UnsupportedError(f"{items[0][0].name}: use_dora beside a replaced tensor is not supported")
     invoked = tuple(adapter.name for adapter, _ in _summed(weighted) if adapter.source.invocation)
     has_bias = role_shapes(spec)
@@ -442,17 +465,22 @@ def _replaced(place: Place, items: list[tuple[Replaced, float]], base: Base) -> 
     for item, weight in items:
         rows = np.arange(len(values)) if item.rows is None else np.array(item.rows)
         new = item.values
-        if item.of_base:
-            differs = _differs(new, values)
-            differs[list(item.trained)] = True
-            rows, new = rows[differs], new[differs]
+        if item.of_base and _is_copy(new, values, item.trained, base.rounding(*place)):
+            rows = np.array(item.trained, np.int64)
+            new = new[rows]
         changed = changed or len(rows) > 0
         total[rows] = new if total.dtype == np.float32 else total[rows] + weight * (new - values[rows])
     return NewTensor(*place, np.ascontiguousarray(total, np.float32)) if changed else None
 
 
-def _differs(new: NDArray[np.float32], old: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Rows that are not those of the base."""
+def _is_copy(
+    new: NDArray[np.float32], old: NDArray[np.float32], trained: Sequence[int], rounding: float
+) -> bool:
+    """Whether all rows but the trained ones are those of the base, which may have been rounded. If not, the whole
+    tensor counts, as it does for PEFT: nobody has trained with some rows of one and some of the other.
+    """
     with np.errstate(over="ignore"):
         error, size = np.square(new - old).sum(1), np.square(new).sum(1)
-    return np.asarray((error > SAME**2 * size) | np.isinf(error), np.bool_)
+    differs = (error > rounding**2 * size) | np.isinf(error)
+    differs[list(trained)] = False
+    return not differs.any()

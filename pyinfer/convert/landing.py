@@ -41,6 +41,16 @@ _OWN = {
 _EXACT = (set(_OWN.items()) - {("Q8_F", "q8")}) | {
     (source, kept) for source in FLOAT_SOURCES for kept in ("f32", VECTOR)
 }
+_ROUNDING = {
+    0.01: ("F32", "F16", "BF16", "f32", "f16", "bf16"),
+    0.03: ("Q8_0", "Q8_F", "q8", "q8m"),
+    0.05: ("Q6_K", "q6k"),
+    0.1: ("Q5_0", "Q5_1", "Q5_K", "q5k"),
+    0.2: ("Q4_0", "Q4_1", "Q4_K", "Q4_Z", "IQ4_NL", "IQ4_XS", "q4", "q4m", "q4k", "q4z", "iq4", "iq4k"),
+    0.35: ("Q3_K", "q3k"),
+    0.55: ("Q2_K", "q2k"),
+}
+"""Some twice what rounding to a type adds to a row of normal random numbers, relative to its length."""
 _DEFAULT = {"gguf": None, "huggingface": "q8", "meta": "q8", "llama2c": "f32", "model.bin": None}
 """What tensors in floats land in when nothing is asked for; None keeps them as they are."""
 
@@ -58,6 +68,11 @@ class Placement:
     def exact(self) -> bool:
         """Whether every value is kept."""
         return self.tensor.packed or (self.tensor.source, self.format) in _EXACT
+
+
+def rounding(kind: str) -> float:
+    """What the length of a row's rounding may be, relative to the row, in a source type or a format."""
+    return next(share for share, kinds in _ROUNDING.items() if kind in kinds)
 
 
 def chosen_weights(kind: str, weights: str | None) -> str | None:

@@ -7,7 +7,7 @@ adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyinfer import _core
 from pyinfer.convert.checkpoint import FLOAT_SOURCES, NO_LAYER, VECTOR_ROLES, Checkpoint, ReadRows, Tensor
-from pyinfer.convert.landing import format_of, place
+from pyinfer.convert.landing import format_of, place, rounding
 
 Into = Literal["int8", "int4", "f32"]
 FLOAT_FORMATS = ("f32", "f16", "bf16")
@@ -44,16 +44,24 @@ class Merged:
     retention: float  # share of the change left after rounding, of the matrix that keeps least
 
 
-def base_values(checkpoint: Checkpoint) -> Callable[[str, int], NDArray[np.float32]]:
-    """Reads whole tensors of a checkpoint as numbers."""
-    tensors = {(tensor.role, tensor.layer): tensor for tensor in checkpoint.tensors}
+class CheckpointBase:
+    """Reads whole tensors of a checkpoint as numbers, a head that is the embedding as well."""
 
-    def read(role: str, layer: int) -> NDArray[np.float32]:
-        tied = role == "head" and (role, layer) not in tensors
-        tensor = tensors["embedding" if tied else role, layer]
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._tensors = {(tensor.role, tensor.layer): tensor for tensor in checkpoint.tensors}
+
+    def _tensor(self, role: str, layer: int) -> Tensor:
+        tied = role == "head" and (role, layer) not in self._tensors
+        return self._tensors["embedding" if tied else role, layer]
+
+    def __call__(self, role: str, layer: int) -> NDArray[np.float32]:
+        """The values, (rows, cols)."""
+        tensor = self._tensor(role, layer)
         return tensor.values(0, tensor.rows)
 
-    return read
+    def rounding(self, role: str, layer: int) -> float:
+        """What the length of a row's rounding may be, relative to the row."""
+        return rounding(self._tensor(role, layer).source)
 
 
 def merge(
@@ -83,10 +91,15 @@ def _format(tensor: Tensor, kind: str, weights: str | None, into: Into | None) -
     if into == "f32":
         return "f32"
     if into == "int4":
-        return "q8" if tensor.role in ("embedding", "head") else "q4"
+        return merged_format(tensor.role, into)
     own = format_of(tensor, kind, weights)
     quantised = tensor.source not in FLOAT_SOURCES and own not in FLOAT_FORMATS
     return "q8" if into == "int8" or quantised else own
+
+
+def merged_format(role: str, into: Literal["int8", "int4"]) -> str:
+    """Where a changed matrix lands that is to have so many bits: embedding and head keep 8."""
+    return "q4" if into == "int4" and role not in ("embedding", "head") else "q8"
 
 
 def _changed(tensor: Tensor, changes: Changes, lands: str | None) -> Tensor:

@@ -410,7 +410,8 @@ def _check_what_is_missing(
 ) -> None:
     """A named target without any tensor, or a layer that lacks what the others have, means a file that was cut."""
     adapted = [module for module in modules.values() if module.parts]
-    for target in _wanted(config):
+    wanted = _wanted(config)
+    for target in wanted:
         if not any(_is_in(module.path, target) for module in adapted):
             raise ModelFileError(f"target_modules: expected tensors of {target!r}, found none"[:200])
     whole = [found["path"] for item in replaced if (found := _WHOLE.fullmatch(item.name))]
@@ -419,15 +420,15 @@ def _check_what_is_missing(
             raise ModelFileError(f"modules_to_save: expected tensors of {saved!r}, found none"[:200])
     _check_token_rows(replaced, config)
     for layer in config.layers or ():
-        _check_layer(layer, adapted, config)
+        _check_layer(layer, adapted, wanted)
 
 
-def _check_layer(layer: int, adapted: list[_Module], config: PeftConfig) -> None:
+def _check_layer(layer: int, adapted: list[_Module], wanted: list[str]) -> None:
     """One of layers_to_transform has tensors, and those of each target that stands for a module of each layer."""
     here = [module for module in adapted if module.layer == layer]
     if adapted and not here:
         raise ModelFileError(f"layers_to_transform: expected tensors of layer {layer}, found none")
-    for target in _wanted(config):
+    for target in wanted:
         if not _names_a_layer(target) and not any(_is_in(module.path, target) for module in here):
             raise ModelFileError(
                 f"layers_to_transform: expected tensors of {target!r} in layer {layer}, found none"[:200]

@@ -9,12 +9,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from pyinfer.errors import ModelFileError, UnsupportedError
 
 MAX_RANK = 65536
 MAX_PATTERNS = 4096
+Item = TypeVar("Item")
 MAX_PATTERN = 256
 MAX_INVOCATION = 4096
 
@@ -218,8 +219,16 @@ def _strings(name: str, value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ModelFileError(f"{name}: expected a list of names, found {value!r}"[:200])
-    return tuple(value)
+        raise ModelFileError(f"{name}: expected a list of names, found {value!r:.150}")
+    return _distinct(name, value)
+
+
+def _distinct(name: str, value: list[Item]) -> tuple[Item, ...]:
+    """Each of a list once."""
+    found = tuple(dict.fromkeys(value))
+    if len(found) > MAX_PATTERNS:
+        raise ModelFileError(f"{name}: expected at most {MAX_PATTERNS} of them, found {len(found)}")
+    return found
 
 
 def _modules(values: Mapping[str, Any], name: str) -> tuple[str, ...] | str | None:
@@ -233,8 +242,8 @@ def _layers(value: object) -> tuple[int, ...] | None:
         return None
     found = value if isinstance(value, list) else [value]
     if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in found):
-        raise ModelFileError(f"layers_to_transform: expected layer numbers, found {value!r}"[:200])
-    return tuple(found) or None
+        raise ModelFileError(f"layers_to_transform: expected layer numbers, found {value!r:.150}")
+    return _distinct("layers_to_transform", found) or None
 
 
 def _invocation(value: object) -> tuple[int, ...]:

@@ -17,8 +17,9 @@ from lora_golden import FOLDER, base_folder, named
 from pyinfer import Adapter, Model, convert, load, merging
 from pyinfer.checking import agreement, look
 from pyinfer.convert.checkpoint import Spec
-from pyinfer.errors import ModelFileError, RequestError, UnsupportedError
+from pyinfer.errors import MemoryLimitError, ModelFileError, RequestError, UnsupportedError
 from pyinfer.export import export, norm
+from pyinfer.shelf import MOST_READ
 from pyinfer.stack import Stack, base_reader, stacked
 from reference.llama import kl
 
@@ -60,6 +61,31 @@ def test_one_twice_is_one_of_twice_the_weight(own: Model, adapters: tuple[Adapte
     sql, _ = adapters
     twice = own.logits(TOKENS, adapters=[(sql, 0.5), (sql, 0.25)])
     assert np.array_equal(twice, own.logits(TOKENS, adapters=[(sql, 0.75)]))
+
+
+def test_packed_stacks_make_room_for_another(
+    own: Model, adapters: tuple[Adapter, Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept for requests to come never stands in the way of one that is there."""
+    sql, _ = adapters
+    kept = own.shelf._packed
+    for weight in (0.1, 0.2, 0.3):
+        own.logits(TOKENS, adapters=[(sql, weight)])
+    assert len(kept) == 3
+    needed = stack_on(own, (sql, 0.4)).packing_bytes
+    monkeypatch.setattr("pyinfer.memory.available_bytes", lambda: needed if len(kept) < 2 else needed - 1)
+    own.shelf.stack([(sql, 0.4)])
+    assert [pairs[0][1] for pairs, _ in kept.values()] == [0.3, 0.4]
+    monkeypatch.setattr("pyinfer.memory.available_bytes", lambda: needed - 1)
+    with pytest.raises(MemoryLimitError, match="a stack of adapters needs"):
+        own.shelf.stack([(sql, 0.5)])
+
+
+def test_adapters_named_by_their_paths_do_not_pile_up(own: Model, tmp_path: Path) -> None:
+    for i in range(MOST_READ + 5):
+        own.shelf.stack([lw.plain(tmp_path / str(i) / "adapter", i)])
+    assert len(own.shelf._by_path) == MOST_READ
+    assert list(own.adapters) == ["adapter"]
 
 
 def test_names_paths_and_adapters_are_the_same(own: Model, adapters: tuple[Adapter, Adapter]) -> None:

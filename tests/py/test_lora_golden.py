@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from lora_golden import CASES, CHANGED_BASE, FOLDER, GROWN, Case, base_folder, named
 from pyinfer import _core, convert, load, merging
 from pyinfer.adapters import Adapter
+from pyinfer.checking import look
 from pyinfer.convert.checkpoint import Spec
 from pyinfer.errors import ModelFileError, UnsupportedError
 from pyinfer.export import export
@@ -188,6 +189,80 @@ def test_new_tokens_need_a_head(base: Made, tmp_path: Path) -> None:
     )
     with pytest.raises(ModelFileError, match="expected lm_head with 101 tokens too"):
         merging.convert_merged(base(False, "q8"), tmp_path / "made.bin", merging.loaded([folder]))
+
+
+def with_tensors(path: Path, changed: dict[str, object], values: dict[str, NDArray[np.float32]]) -> Path:
+    """The plain adapter with other settings and with these tensors beside its own."""
+    folder = edited("plain", path, **changed)
+    values = {f"base_model.model.{name}": np.ascontiguousarray(array) for name, array in values.items()}
+    save_file(load_file(folder / "adapter_model.safetensors") | values, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("weights", ["f32", "f16", "q8"])
+@pytest.mark.parametrize("suffix", ["weight", "base_layer.weight"])
+def test_a_stored_embedding_counts_whole_unless_it_is_the_bases(
+    weights: str, suffix: str, base: Made, tmp_path: Path
+) -> None:
+    """Whoever unfreezes it by hand and saves it has PEFT read it back, however little its rows have moved."""
+    float_base = base_reader(_core.ModelFile(str(base(False, "f32"))))("embedding", -1)
+    file = _core.ModelFile(str(base(False, weights)))
+    noise = np.random.default_rng(0).normal(size=float_base.shape).astype(np.float32)
+    length = np.linalg.norm(float_base, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
+    for moved, n_rows in ((0.0, 96), (0.05, 96), (0.05, 1)):
+        new = float_base.copy()
+        new[:n_rows] += (moved * noise * length)[:n_rows]
+        folder = with_tensors(tmp_path / f"{moved}-{n_rows}", {}, {f"model.embed_tokens.{suffix}": new})
+        found = {(one.role, one.layer): one.values for one in stack_of([(folder, 1.0)], file).replaced}
+        assert list(found) == ([("embedding", -1)] if moved else [])
+        assert not moved or np.array_equal(found["embedding", -1], new)
+
+
+def test_dora_of_a_head_whose_copy_is_stored_beside_it(base: Made, tmp_path: Path) -> None:
+    """PEFT stores it where embedding or head are targets, unless it is told not to."""
+    file = _core.ModelFile(str(base(False, "f32")))
+    head = base_reader(file)("head", -1)
+    rng = np.random.default_rng(0)
+    values = {
+        "lm_head.lora_A.weight": rng.normal(size=(4, head.shape[1])).astype(np.float32),
+        "lm_head.lora_B.weight": rng.normal(size=(head.shape[0], 4)).astype(np.float32),
+        "lm_head.lora_magnitude_vector": np.linalg.norm(head, axis=1),
+    }
+    copies = {
+        "own": {},
+        "copy": {"lm_head.base_layer.weight": head},
+        "other": {"lm_head.base_layer.weight": -head},
+    }
+    plain = load_file(FOLDER / "plain" / "adapter_model.safetensors")
+    settings: dict[str, object] = {"use_dora": True, "target_modules": ["lm_head"], "r": 4}
+    stacks = {}
+    for name, copy in copies.items():
+        folder = with_tensors(tmp_path / name, settings, values | copy)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        save_file(
+            {key: tensors[key] for key in tensors.keys() - plain.keys()}, folder / "adapter_model.safetensors"
+        )
+        if name == "other":
+            with pytest.raises(UnsupportedError, match="use_dora beside a replaced tensor"):
+                stack_of([(folder, 1.0)], file)
+        else:
+            stacks[name] = stack_of([(folder, 1.0)], file)
+    (own,), (copied,) = stacks["own"].changes, stacks["copy"].changes
+    assert np.array_equal(own.b, copied.b) and not stacks["copy"].replaced
+
+
+def test_what_merging_leaves_of_a_tied_head(base: Made) -> None:
+    case = named("tied_head")
+    (found,) = (one for one in look(merging.loaded(case.paths), base(True, "f32")) if one.role == "head")
+    file = _core.ModelFile(str(base(True, "f32")))
+    old = base_reader(file)("embedding", -1)
+    new = stack_of(case.paths, file).merged("head", -1, 0, old)
+    stored, change = _core.unpack("q8", _core.pack("q8", new), *new.shape), new - old
+    assert found.int8 == found.int4  # embedding and head keep 8 bits
+    assert found.int8 == pytest.approx(
+        float(((stored - old) * change).sum() / np.square(change).sum()), rel=0.01
+    )
+    assert found.int8 != 1.0
 
 
 @pytest.mark.parametrize("name", BIASED)
