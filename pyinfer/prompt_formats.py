@@ -152,9 +152,10 @@ _LIST = (
     ),
     PromptFormat(
         "vicuna-v0",
-        "{{ system }}###"
-        + _conversation("Human: {{ turn.content }}###", "Assistant:", " {{ turn.content }}###"),
-        source="lm-sys/FastChat, conversation templates of v0", models=r"(.*-)?vicuna-\d+b-(delta-)?v0(-.*)?",
+        "{{ system }}\n\n### "
+        + _conversation("Human: {{ turn.content }}\n### ", "Assistant:", " {{ turn.content }}\n### "),
+        source="lm-sys/FastChat, docs/vicuna_weights_version.md, example prompt of weights v0",
+        models=r"(.*-)?vicuna-\d+b-(delta-)?v0(-.*)?",
         system=f"A chat between a curious human and an artificial intelligence assistant. {_POLITE}human's questions.",
         stops=("###",),
     ),

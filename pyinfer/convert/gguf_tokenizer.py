@@ -33,6 +33,9 @@ END_TOKENS = (
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
 """Control tokens that end an answer wherever a vocabulary has them."""
+_MARKS = re.compile(r"<\|.+\|>|<\uff5c.+\uff5c>|<start_of_turn>", re.DOTALL)
+_NO_TOKEN = 0xFFFFFFFF
+"""What llama.cpp writes where there is no such token: -1 as an unsigned number."""
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _PREFIX = "tokenizer.ggml."
@@ -69,6 +72,7 @@ class _Vocabulary:
         self.kinds: list[int] = kinds.tolist()
         self.tokens = tokens
         self._mark_fillers()
+        self.kinds = [as_meant(token, kind) for token, kind in zip(tokens, self.kinds, strict=True)]
         self.ids = _unique(tokens)
 
     def _mark_fillers(self) -> None:
@@ -82,6 +86,14 @@ class _Vocabulary:
     def of_kind(self, *kinds: int) -> Iterable[tuple[int, str]]:
         """Ids and tokens of these types."""
         return ((i, self.tokens[i]) for i, kind in enumerate(self.kinds) if kind in kinds)
+
+
+def as_meant(token: str, kind: int) -> int:
+    """The type of a token, where it is named user-defined or plain though it marks turns or ends answers: converters of
+    2023 and of the first days of some families wrote that. As llama.cpp's loader and converter have it.
+    """
+    is_end = kind in (NORMAL, USER_DEFINED) and token in END_TOKENS
+    return CONTROL if is_end or (kind == USER_DEFINED and _MARKS.fullmatch(token)) else kind
 
 
 def _wrong_length(key: str, wanted: int, found: Any) -> ModelFileError:
@@ -111,7 +123,7 @@ def _with_ids(
     """The same with its special ids; the last three are what files of this kind mean when they say nothing."""
 
     def read(name: str, default: int | None = None) -> int | None:
-        found = keys.optional_integer(f"{_PREFIX}{name}_token_id", 0, len(vocabulary.tokens) - 1)
+        found = _token_id(keys, name, vocabulary)
         return default if found is None else found
 
     named = [i for i in (vocabulary.ids.get(token) for token in END_TOKENS) if i is not None]
@@ -128,6 +140,14 @@ def _with_ids(
     )
 
 
+def _token_id(keys: KeyValues, name: str, vocabulary: _Vocabulary) -> int | None:
+    """The id of a special token, if the file has one."""
+    key = f"{_PREFIX}{name}_token_id"
+    if keys.optional_integer(key, -(1 << 63), (1 << 64) - 1) == _NO_TOKEN:
+        return None
+    return keys.optional_integer(key, 0, len(vocabulary.tokens) - 1)
+
+
 def _sentencepiece(keys: KeyValues, vocabulary: _Vocabulary) -> TokenizerSource:
     scores = keys.floats(f"{_PREFIX}scores")
     if scores is None or len(scores) != len(vocabulary.tokens):
@@ -137,7 +157,7 @@ def _sentencepiece(keys: KeyValues, vocabulary: _Vocabulary) -> TokenizerSource:
             "tokenizer.ggml.model llama: expected text as it is, found a normaliser, which is not supported"
         )
     last = len(vocabulary.tokens) - 1
-    kinds = _with_one_unknown(vocabulary, keys.optional_integer(f"{_PREFIX}unknown_token_id", 0, last))
+    kinds = _with_one_unknown(vocabulary, _token_id(keys, "unknown", vocabulary))
     texts = [_stored(token, kind) for token, kind in zip(vocabulary.tokens, kinds, strict=True)]
     pieces = [Piece(*entry) for entry in zip(texts, scores.tolist(), kinds, strict=True)]
     space_prefix = keys.flag(f"{_PREFIX}add_space_prefix", True)

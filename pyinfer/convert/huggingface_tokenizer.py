@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pyinfer.convert.checkpoint import TokenizerSource, in_file
-from pyinfer.convert.gguf_tokenizer import END_TOKENS
+from pyinfer.convert.gguf_tokenizer import END_TOKENS, as_meant
 from pyinfer.convert.sentencepiece_model import CONTROL, USER_DEFINED, Piece, encode_pieces
 from pyinfer.convert.small_file import optional_json, read_json, read_small
 from pyinfer.errors import ModelFileError, UnsupportedError
@@ -46,6 +47,23 @@ def read_tokenizer(folder: Path, config: Json, generation: Json, settings: Json)
             add_eos=_flag(settings, "add_eos_token", False),
             trim_after=opened.trim_after,
         )
+
+
+def without_tokens_beyond(source: TokenizerSource, n_vocab: int) -> TokenizerSource:
+    """Without added tokens that the model has no rows for, such as those of images in the text models of Gemma 3: they
+    can be neither read nor written. Others stay, to be refused.
+    """
+    if source.kind != "tokenizers" or source.size <= n_vocab:
+        return source
+    whole = json.loads(source.blob)
+    whole["added_tokens"] = [token for token in whole["added_tokens"] if token["id"] < n_vocab]
+    blob = json.dumps(whole, ensure_ascii=False).encode()
+    before, after = (
+        load_library("tokenizers", one).get_vocab(with_added_tokens=True) for one in (source.blob, blob)
+    )
+    if after != {token: i for token, i in before.items() if i < n_vocab}:
+        return source
+    return replace(source, blob=blob, size=max(after.values(), default=-1) + 1)
 
 
 class _Opened:
@@ -182,7 +200,7 @@ def _added_tokens(folder: Path, settings: Json, size: int) -> list[Piece]:
     added = optional_json(folder / "added_tokens.json")
     if not all(type(i) is int for i in added.values()):
         raise _gaps(size, list(added.values()))
-    kinds = {i: (text, USER_DEFINED) for text, i in added.items()}
+    kinds = {i: (text, as_meant(text, USER_DEFINED)) for text, i in added.items()}
     listed = settings.get("added_tokens_decoder") or {}
     if not isinstance(listed, dict):
         raise ModelFileError(f"added_tokens_decoder: expected a JSON object, found {type(listed).__name__}")

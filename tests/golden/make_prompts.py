@@ -72,15 +72,18 @@ NOW = datetime.datetime(2026, 3, 4, 5, 6, 7)
 
 
 def fastchat(name: str) -> Callable[[Messages], str]:
-    """FastChat's conversation of a name; that of Vicuna v0 is made of the parts that its documents give."""
+    """FastChat's conversation of a name; that of Vicuna v0 is made of the parts that its documents give
+    (docs/vicuna_weights_version.md: an empty line behind the system message, and a line a turn).
+    """
     from fastchat.conversation import Conversation, SeparatorStyle, get_conv_template
 
     def text(messages: Messages) -> str:
         if name == "v0":
             one = get_conv_template("one_shot")
             made = Conversation(
-                name, system_message=one.system_message, roles=("Human", "Assistant"), messages=[],
-                sep_style=SeparatorStyle.ADD_COLON_SINGLE, sep="###",
+                name, system_template="{system_message}\n", system_message=one.system_message,
+                roles=("Human", "Assistant"), messages=[],
+                sep_style=SeparatorStyle.ADD_COLON_SINGLE, sep="\n### ",
             )  # fmt: skip
         else:
             made = get_conv_template(name)

@@ -283,7 +283,7 @@ def _extra_tensor_cases() -> dict[str, tuple[bytes, str]]:
 
     extras = {
         "bias": (vector("blk.0.attn_q.bias", [0.0] * 32), "attn_k.bias"),
-        "upper_bias": (vector("blk.0.ffn_up.bias", [0.0] * 32), "ffn_up.bias"),
+        "upper_bias": (vector("blk.0.ffn_up.bias", [0.0] * 31 + [1.0]), "ffn_up.bias"),
         "router": (vector("blk.0.ffn_gate_inp.weight", [0.0] * 32), "ffn_gate_inp"),
         "rope_factors_short": (vector("rope_freqs.weight", [1.0, 1.0, 1.0]), "rope_freqs"),
         "rope_factors_zero": (vector("rope_freqs.weight", [1.0, 0.0, 1.0, 1.0]), "rope_freqs"),

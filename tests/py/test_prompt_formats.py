@@ -79,7 +79,7 @@ def test_the_prompts_of_other_implementations(case: dict[str, Any]) -> None:
             TWO,
             f"{TASK}{RESPOND}\n\n### Instruction:\nHi.\n\n### Response:Ho.</s>### Instruction:\nHa?\n\n### Response:",
         ),
-        ("vicuna-v0", HELLO, f"{HUMAN}###Human: Hi.###Assistant:"),
+        ("vicuna-v0", HELLO, f"{HUMAN}\n\n### Human: Hi.\n### Assistant:"),
         ("vicuna", HELLO, f"{USER} USER: Hi. ASSISTANT:"),
         ("vicuna", TWO, f"{USER} USER: Hi. ASSISTANT: Ho.</s>USER: Ha? ASSISTANT:"),
         ("koala", HELLO, "BEGINNING OF CONVERSATION: USER: Hi. GPT:"),
@@ -361,7 +361,7 @@ def forced(tokenizer: Tokenizer, text: str) -> Any:
 
 
 def test_stop_strings_of_the_format_end_the_answer(tiny_chat: Model) -> None:
-    say = forced(tiny_chat.tokenizer, "Ho.\n###Human: Hi.")
+    say = forced(tiny_chat.tokenizer, "Ho.\n### Human: Hi.")
     told = {"role": "system", "content": "S"}
     answer = tiny_chat.chat([told, *HELLO], format="vicuna-v0", processors=[say], stop="never")
     assert (answer.text, answer.finish_reason) == ("Ho.\n", "stop")
@@ -382,7 +382,9 @@ def test_control_tokens_of_the_format_end_the_answer(tiny_chat: Model) -> None:
 def test_a_model_is_loaded_with_a_format(stories_model_bin: Path) -> None:
     with load(stories_model_bin, threads=1, format="vicuna-v0") as model:
         assert model.format == "vicuna-v0"
-        assert model.chat_tokens("Hi.") == model.tokenizer.encode(f"{HUMAN}###Human: Hi.###Assistant:")
+        assert model.chat_tokens("Hi.") == model.tokenizer.encode(
+            f"{HUMAN}\n\n### Human: Hi.\n### Assistant:"
+        )
         assert model.chat_tokens("Hi.", format="gpt4all") == model.tokenizer.encode("Hi.\n")
         said = model.chat("Hi.", max_tokens=4, processors=[forced(model.tokenizer, "Ho")])
         assert said.text == "Ho"  # without the space that the tokenizer puts in front of a text

@@ -137,6 +137,33 @@ def test_user_defined_tokens_are_found_in_any_text(make: Callable[..., Tokenizer
     assert 299 in ids and tokenizer.decode(ids) == "to <a b>the"
 
 
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kind", ["user-defined", "plain"])
+def test_tokens_of_turns_are_control_tokens_whatever_the_file_calls_them(
+    model: str, kind: str, make: Callable[..., Tokenizer]
+) -> None:
+    """Converters of 2023 wrote them as user-defined, and would have them found in what users write."""
+    kv = (bpe_kv if model == "bpe" else spm_kv)(300)
+    pieces, kinds = list(kv["tokenizer.ggml.tokens"]), list(kv["tokenizer.ggml.token_type"].value)
+    number = {"user-defined": 4, "plain": 1}[kind]
+    pieces[296:300] = "<|eot_id|>", "<|turn|>", "<start_of_turn>", "<think>"
+    kinds[296:300] = [number] * 4
+    tokenizer = make(model, tokens=pieces, token_type=Typed("i32", kinds))
+    marks = range(296, 299) if kind == "user-defined" else [296]
+    assert [i for i in range(296, 300) if tokenizer.is_special(i)] == list(marks)
+    assert 296 in tokenizer.eos and {pieces[i] for i in marks} <= tokenizer.special_pieces().keys()
+    for i in marks:
+        assert i not in tokenizer.encode(f"the{pieces[i]}")
+        assert i in tokenizer.encode(f"the{pieces[i]}", parse_special=True)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_token_is_no_token(model: str, make: Callable[..., Tokenizer]) -> None:
+    none = Typed("u32", 0xFFFFFFFF)
+    tokenizer = make(model, padding_token_id=none, unknown_token_id=none)
+    assert (tokenizer.pad, tokenizer.unk) == (None, None)
+
+
 def test_begin_and_end_tokens(make: Callable[..., Tokenizer]) -> None:
     assert make("spm").encode("t")[0] == 1 and make("spm").encode("t", add_special=False)[0] != 1
     assert make("spm", add_bos_token=False, add_eos_token=True).encode("t")[-1] == 2

@@ -214,10 +214,18 @@ _SCALINGS: dict[str, tuple[str, ...]] = {
     "linear": (),
     "dynamic": (),
     "llama3": ("low_freq_factor", "high_freq_factor"),
-    "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "yarn": (
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "finetuned",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
     "longrope": ("attention_factor", "short_factor", "long_factor"),
 }
-"""Kinds of scaling and what they read besides the common settings."""
+"""Kinds of scaling and what they read besides the common settings; `finetuned` tells how the model came about."""
 
 
 class _Scaling:

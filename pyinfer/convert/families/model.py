@@ -70,12 +70,20 @@ def assembled(
             raise ModelFileError(f"expected a tensor {name}, found none")
         tensor = _fit(left.pop(name), role, layer, shapes[role])
         tensors.append(half_split(tensor, spec) if interleaved else tensor)
-    for name in left:
-        if not name.endswith(ignored or ("\0",)):
+    for name, extra in left.items():
+        if not name.endswith(ignored or ("\0",)) and not _adds_nothing(extra):
             kind = "biases are" if name.endswith(".bias") else "this tensor is"
             raise UnsupportedError(f"{name}: {kind} not part of the supported architecture")
     frequencies = [array_tensor(role, values) for role, values in rope.vectors(spec)]
     return Model(spec, (tensors[0], *frequencies, *tensors[1:]))
+
+
+def _adds_nothing(raw: RawTensor) -> bool:
+    """Whether it is a bias of zeros: AutoGPTQ wrote one for every matrix, whether the model had it or not."""
+    small = len(raw.shape) == 1 and raw.shape[0] <= 1 << 20 and raw.source in FLOAT_SOURCES
+    if not (small and raw.name.endswith(".bias")):
+        return False
+    return not _core.dequantize(raw.source, raw.read(0, 1), 1, raw.shape[0]).any()
 
 
 def _places(spec: Spec) -> Iterator[tuple[str, int]]:

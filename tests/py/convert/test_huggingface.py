@@ -221,7 +221,7 @@ def test_odd_tensors_are_refused_by_name(tmp_path: Path) -> None:
     convert.open_source(source)
     save(
         source / "model.safetensors",
-        arrays() | {"model.layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)},
+        arrays() | {"model.layers.0.self_attn.q_proj.bias": np.ones(64, np.float32)},
     )
     with pytest.raises(UnsupportedError, match=r"q_proj\.bias: biases"):
         convert.open_source(source)
@@ -386,6 +386,37 @@ def test_tokenizer_with_more_tokens_than_rows(tmp_path: Path) -> None:
     tokenizer_json(source / "tokenizer.json")
     with pytest.raises(ModelFileError, match="eos: expected an id below 300, found 300"):
         convert.open_source(source)
+
+
+def test_added_tokens_without_rows_are_left_out(tmp_path: Path) -> None:
+    """As in the text models of Gemma 3, whose tokenizer has a token of images."""
+    source = folder(tmp_path / "hf")
+    tokenizer_json(source / "tokenizer.json")
+    whole = json.loads((source / "tokenizer.json").read_text())
+    extra = {"id": 300, "content": "<image>", "special": True, "normalized": False}
+    whole["added_tokens"].append(extra | {"single_word": False, "lstrip": False, "rstrip": False})
+    (source / "tokenizer.json").write_text(json.dumps(whole))
+    convert.convert(source, tmp_path / "a.bin")
+    tokenizer = Tokenizer.open(_core.ModelFile(str(tmp_path / "a.bin")))
+    assert tokenizer.piece_to_id("<image>") is None
+    assert tokenizer.decode(tokenizer.encode("a<image>", parse_special=True)) == "a<image>"
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_biases_of_zeros_are_none(kind: str, tmp_path: Path) -> None:
+    """AutoGPTQ wrote one for every matrix."""
+    name = "model.layers.1.mlp.up_proj.bias"
+    zeros, others = np.zeros(96, np.float32), np.zeros(96, np.float32)
+    zeros[1], others[95] = -0.0, 1e-7
+    source = folder(tmp_path / "hf")
+    save(source / "model.safetensors", arrays(), kind)
+    convert.convert(source, tmp_path / "without.bin")
+    save(source / "model.safetensors", {**arrays(), name: zeros}, kind)
+    convert.convert(source, tmp_path / "with.bin")
+    assert weights_of(tmp_path / "with.bin") == weights_of(tmp_path / "without.bin")
+    save(source / "model.safetensors", {**arrays(), name: others}, kind)
+    with pytest.raises(UnsupportedError, match=r"up_proj\.bias: biases are not part of"):
+        convert.convert(source, tmp_path / "with.bin")
 
 
 def spm_model(n: int) -> bytes:
