@@ -33,7 +33,8 @@ END_TOKENS = (
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
 """Control tokens that end an answer wherever a vocabulary has them."""
-_MARKS = re.compile(r"<\|.+\|>|<\uff5c.+\uff5c>|<start_of_turn>", re.DOTALL)
+_TURN = "<start_of_turn>"
+_MARKS = re.compile(r"<\|.+\|>|<\uff5c.+\uff5c>", re.DOTALL)
 _NO_TOKEN = 0xFFFFFFFF
 """What llama.cpp writes where there is no such token: -1 as an unsigned number."""
 
@@ -90,10 +91,11 @@ class _Vocabulary:
 
 def as_meant(token: str, kind: int) -> int:
     """The type of a token, where it is named user-defined or plain though it marks turns or ends answers: converters of
-    2023 and of the first days of some families wrote that. As llama.cpp's loader and converter have it.
+    2023, of the first days of some families and of Gemma 3's own files wrote that. As llama.cpp's loader and converter
+    have it, but for Gemma's.
     """
-    is_end = kind in (NORMAL, USER_DEFINED) and token in END_TOKENS
-    return CONTROL if is_end or (kind == USER_DEFINED and _MARKS.fullmatch(token)) else kind
+    is_known = kind in (NORMAL, USER_DEFINED) and token in (_TURN, *END_TOKENS)
+    return CONTROL if is_known or (kind == USER_DEFINED and _MARKS.fullmatch(token)) else kind
 
 
 def _wrong_length(key: str, wanted: int, found: Any) -> ModelFileError:
@@ -160,7 +162,8 @@ def _sentencepiece(keys: KeyValues, vocabulary: _Vocabulary) -> TokenizerSource:
     kinds = _with_one_unknown(vocabulary, _token_id(keys, "unknown", vocabulary))
     texts = [_stored(token, kind) for token, kind in zip(vocabulary.tokens, kinds, strict=True)]
     pieces = [Piece(*entry) for entry in zip(texts, scores.tolist(), kinds, strict=True)]
-    space_prefix = keys.flag(f"{_PREFIX}add_space_prefix", True)
+    # Vocabularies of Gemma have none, which not all of its files say.
+    space_prefix = keys.flag(f"{_PREFIX}add_space_prefix", _TURN not in vocabulary.ids)
     blob = encode_model(pieces, space_prefix=space_prefix, byte_fallback=_has_bytes(vocabulary))
     trim_after = _trimming(vocabulary)
     opened = TokenizerSource(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyinfer.convert.checkpoint import Checkpoint, RawTensor, in_file
-from pyinfer.convert.huggingface_tokenizer import read_tokenizer, without_tokens_beyond
+from pyinfer.convert.huggingface_tokenizer import read_tokenizer
 from pyinfer.convert.packed_int4 import PACKING_FILES, packing_of
 from pyinfer.convert.safetensors_file import read_safetensors
 from pyinfer.convert.small_file import optional_json, read_json, read_small
@@ -140,8 +140,7 @@ def open_folder(path: Path) -> Checkpoint:
         config, packing = packing_of(path, folder.config)
         tensors = _all_tensors(shards, integers=packing is not None)
         model = HUGGINGFACE[architecture](config, packing.unpacked(tensors) if packing else tensors)
-    tokenizer = read_tokenizer(path, folder.config, folder.generation, folder.settings)
-    tokenizer = without_tokens_beyond(tokenizer, model.spec.n_vocab)
+    tokenizer = read_tokenizer(path, folder.config, folder.generation, folder.settings, model.spec.n_vocab)
     if tokenizer.size > model.spec.n_vocab:
         raise ModelFileError(
             f"tokenizer: expected at most {model.spec.n_vocab} tokens as vocab_size, found {tokenizer.size}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,27 @@ from pyinfer.vocabulary import load_library, put_first
 Json = Mapping[str, Any]
 
 
-def read_tokenizer(folder: Path, config: Json, generation: Json, settings: Json) -> TokenizerSource:
-    """The tokenizer of a directory; one without any has kind `none`."""
+def read_tokenizer(
+    folder: Path, config: Json, generation: Json, settings: Json, n_vocab: int | None = None
+) -> TokenizerSource:
+    """The tokenizer of a directory; one without any has kind `none`.
+
+    Added tokens from `n_vocab` on, for which the model has no rows, are left out, such as those of images in the text
+    models of Gemma 3: they can be neither read nor written.
+    """
     if (folder / "tokenizer.json").exists():
-        file, opened = folder / "tokenizer.json", _library(folder / "tokenizer.json")
+        file, opened = folder / "tokenizer.json", _library(folder / "tokenizer.json", n_vocab)
     elif (folder / "tokenizer.model").exists():
-        file, opened = folder / "tokenizer.model", _sentencepiece(folder, settings)
+        file, opened = folder / "tokenizer.model", _sentencepiece(folder, settings, n_vocab)
+    elif (folder / "tekken.json").exists():
+        raise UnsupportedError(
+            f"{folder}: expected tokenizer.json or tokenizer.model, found tekken.json alone, which is not supported"
+        )
     else:
         return TokenizerSource()
     with in_file(file):
         bos = _stated(opened, "bos", config, settings)
+        pad, unk = _stated(opened, "pad", config, settings), _token(opened, settings.get("unk_token"), None)
         return TokenizerSource(
             kind=opened.kind,
             blob=opened.blob,
@@ -41,29 +51,24 @@ def read_tokenizer(folder: Path, config: Json, generation: Json, settings: Json)
             space_prefix=opened.space_prefix,
             bos=bos,
             eos=_ends(opened, config, generation, settings),
-            pad=_stated(opened, "pad", config, settings),
-            unk=_token(opened, settings.get("unk_token"), None),
+            pad=_below(pad, n_vocab),
+            unk=_below(unk, n_vocab),
             add_bos=_flag(settings, "add_bos_token", opened.adds_bos and bos is not None),
             add_eos=_flag(settings, "add_eos_token", False),
             trim_after=opened.trim_after,
         )
 
 
-def without_tokens_beyond(source: TokenizerSource, n_vocab: int) -> TokenizerSource:
-    """Without added tokens that the model has no rows for, such as those of images in the text models of Gemma 3: they
-    can be neither read nor written. Others stay, to be refused.
-    """
-    if source.kind != "tokenizers" or source.size <= n_vocab:
-        return source
-    whole = json.loads(source.blob)
+def _below(token: int | None, n_vocab: int | None) -> int | None:
+    """A token that nothing is computed with, if the model has a row for it."""
+    return None if token is None or (n_vocab is not None and token >= n_vocab) else token
+
+
+def _without_rows(blob: bytes, n_vocab: int) -> bytes:
+    """tokenizer.json without added tokens from `n_vocab` on."""
+    whole = json.loads(blob)
     whole["added_tokens"] = [token for token in whole["added_tokens"] if token["id"] < n_vocab]
-    blob = json.dumps(whole, ensure_ascii=False).encode()
-    before, after = (
-        load_library("tokenizers", one).get_vocab(with_added_tokens=True) for one in (source.blob, blob)
-    )
-    if after != {token: i for token, i in before.items() if i < n_vocab}:
-        return source
-    return replace(source, blob=blob, size=max(after.values(), default=-1) + 1)
+    return json.dumps(whole, ensure_ascii=False).encode()
 
 
 class _Opened:
@@ -125,12 +130,15 @@ def _ends(opened: _Opened, config: Json, generation: Json, settings: Json) -> tu
     return tuple(dict.fromkeys([*([] if own is None else [own]), *ends, *named]))
 
 
-def _library(path: Path) -> _Opened:
+def _library(path: Path, n_vocab: int | None) -> _Opened:
     """tokenizer.json: opened by the library that wrote it, which is the check."""
     read_json(path)
     with in_file(path):
         blob = read_small(path)
         library = load_library("tokenizers", blob)
+        if n_vocab is not None and library.get_vocab_size(with_added_tokens=True) > n_vocab:
+            blob = _without_rows(blob, n_vocab)
+            library = load_library("tokenizers", blob)
         special = {token.content for token in library.get_added_tokens_decoder().values() if token.special}
         opened = _Opened("tokenizers", blob, library.get_vocab(with_added_tokens=True), special)
         opened.byte_level, opened.space_prefix = _spelling(json.loads(library.to_str()).get("decoder"))
@@ -166,14 +174,14 @@ def _spelling(decoder: Any) -> tuple[bool, bool]:
     )
 
 
-def _sentencepiece(folder: Path, settings: Json) -> _Opened:
+def _sentencepiece(folder: Path, settings: Json, n_vocab: int | None) -> _Opened:
     """tokenizer.model, with the tokens that were added later behind its own."""
     path = folder / "tokenizer.model"
     with in_file(path):
         own = read_small(path)
-        blob = own + encode_pieces(
-            _added_tokens(folder, settings, load_library("sentencepiece", own).GetPieceSize())
-        )
+        size = load_library("sentencepiece", own).GetPieceSize()
+        added = _added_tokens(folder, settings, size)
+        blob = own + encode_pieces(added if n_vocab is None else added[: max(n_vocab - size, 0)])
         model = load_library("sentencepiece", blob)
         ids = {model.IdToPiece(i): i for i in range(model.GetPieceSize())}
         special = {piece for piece, i in ids.items() if model.IsControl(i)}

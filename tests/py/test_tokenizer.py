@@ -149,12 +149,22 @@ def test_tokens_of_turns_are_control_tokens_whatever_the_file_calls_them(
     pieces[296:300] = "<|eot_id|>", "<|turn|>", "<start_of_turn>", "<think>"
     kinds[296:300] = [number] * 4
     tokenizer = make(model, tokens=pieces, token_type=Typed("i32", kinds))
-    marks = range(296, 299) if kind == "user-defined" else [296]
+    marks = range(296, 299) if kind == "user-defined" else [296, 298]
     assert [i for i in range(296, 300) if tokenizer.is_special(i)] == list(marks)
     assert 296 in tokenizer.eos and {pieces[i] for i in marks} <= tokenizer.special_pieces().keys()
     for i in marks:
         assert i not in tokenizer.encode(f"the{pieces[i]}")
         assert i in tokenizer.encode(f"the{pieces[i]}", parse_special=True)
+
+
+def test_vocabularies_of_gemma_put_no_space_in_front(make: Callable[..., Tokenizer]) -> None:
+    """Not all of its files say so."""
+    kv = spm_kv(300)
+    pieces = [*kv["tokenizer.ggml.tokens"][:299], "<start_of_turn>"]
+    for said, expected in ((None, False), (True, True), (False, False)):
+        tokenizer = make("spm", tokens=pieces, **({} if said is None else {"add_space_prefix": said}))
+        first = tokenizer.token_to_piece(tokenizer.encode("t", False)[0])
+        assert first.startswith("▁") == expected
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -127,7 +127,10 @@ class Config:
             head_dim=head_dim,
             n_ff=self.integer("intermediate_size"),
             n_vocab=self.integer("vocab_size"),
-            context=self.integer("max_position_embeddings", 2048),
+            # The second is what Vicuna's and LongChat's models of 16,384 say beside a linear scaling.
+            context=max(
+                self.integer("max_position_embeddings", 2048), self.integer("max_sequence_length", 1)
+            ),
             rope_dim=int(head_dim * self._rotating_share()),
             norm_eps=self.number("rms_norm_eps", 1e-6),
             rope_magnitude=1.0,

@@ -84,7 +84,7 @@ def text_name(name: str) -> str:
 def from_gguf(keys: KeyValues, raw: Mapping[str, RawTensor], n_tokens: int) -> Model:
     """GGUF of architecture `gemma3`."""
     handled = (*gemma.CAPS, "attention.sliding_window", "rope.freq_base_swa")
-    settings = Settings(keys, "gemma3", handled=handled)
+    settings = Settings(keys, "gemma3", handled=handled, elsewhere=("mm.", "vision."))
     spec = replace(gemma.gguf_spec(settings.spec(raw, n_tokens), settings, LAYERS_OF_27B), qk_norm=True)
     layers = tuple(layer for layer in range(spec.n_layers) if (layer + 1) % PERIOD != 0)
     spec = replace(spec, **settings.window(layers))

@@ -61,12 +61,20 @@ Raw = Mapping[str, RawTensor]
 class Settings:
     """The keys of one architecture, without its prefix."""
 
-    def __init__(self, keys: KeyValues, architecture: str, handled: tuple[str, ...] = ()) -> None:
-        """`handled`: settings beyond the common ones that the family honours."""
+    def __init__(
+        self,
+        keys: KeyValues,
+        architecture: str,
+        handled: tuple[str, ...] = (),
+        elsewhere: tuple[str, ...] = ("\0",),
+    ) -> None:
+        """`handled`: settings beyond the common ones that the family honours. `elsewhere`: how settings begin that
+        belong to parts which are not read.
+        """
         self.keys, self.prefix = keys, f"{architecture}."
         for key in keys.names():
             name = key.removeprefix(self.prefix)
-            if name == key or name in READ or name in IGNORED or name in handled:
+            if name == key or name in (*READ, *IGNORED, *handled) or name.startswith(elsewhere):
                 continue
             if name not in NEUTRAL:
                 raise UnsupportedError(f"{key}: this setting is not supported")

@@ -16,8 +16,8 @@ __all__ = ["from_huggingface"]
 
 
 def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) -> Model:
-    """Hugging Face directories of architecture MistralForCausalLM."""
-    config = Config(values, handled=("sliding_window",), taken={"sliding_window": 4096})
+    """Hugging Face directories of architecture MistralForCausalLM; some say which layers have the window."""
+    config = Config(values, handled=("sliding_window", "layer_types"), taken={"sliding_window": 4096})
     spec = replace(config.spec(), **config.windows(lambda layer: True))
     return assembled(
         spec, without_tied_head(spec, raw), names.HUGGINGFACE, config.rope(spec), ignored=IGNORED

@@ -25,6 +25,7 @@ from huggingface_writer import (
     write_json,
 )
 from pyinfer import _core, convert
+from pyinfer.convert.huggingface_tokenizer import read_tokenizer
 from pyinfer.convert.sentencepiece_model import Piece, encode_model
 from pyinfer.errors import ModelFileError, RequestError, UnsupportedError
 from pyinfer.tokenizer import Tokenizer
@@ -338,9 +339,8 @@ def test_added_tokens_that_are_none(added: dict[str, Any], listed: dict[str, Any
     source, gguf = folder(tmp_path / "hf"), write_llama(tmp_path / "a.gguf", SHAPE, tokenizer="spm")
     (source / "tokenizer.model").write_bytes(convert.open_source(gguf).tokenizer.blob)
     write_json(source / "added_tokens.json", added)
-    write_json(source / "tokenizer_config.json", {"added_tokens_decoder": listed})
     with pytest.raises(ModelFileError, match="token"):
-        convert.open_source(source)
+        read_tokenizer(source, {}, {}, {"added_tokens_decoder": listed})
 
 
 def test_a_folder_of_the_hubs_cache_is_called_as_its_repository(tmp_path: Path) -> None:
@@ -400,6 +400,28 @@ def test_added_tokens_without_rows_are_left_out(tmp_path: Path) -> None:
     tokenizer = Tokenizer.open(_core.ModelFile(str(tmp_path / "a.bin")))
     assert tokenizer.piece_to_id("<image>") is None
     assert tokenizer.decode(tokenizer.encode("a<image>", parse_special=True)) == "a<image>"
+
+
+@pytest.mark.parametrize("kind", ["tokenizer.json", "tokenizer.model"])
+def test_a_padding_token_without_a_row_is_none(kind: str, tmp_path: Path) -> None:
+    """Fine-tunes of 2023 added it and left the model as it was."""
+    source = folder(tmp_path / "hf", pad_token_id=300)
+    if kind == "tokenizer.json":
+        tokenizer_json(source / kind)
+        write_json(source / "tokenizer_config.json", {"bos_token": "<|im_start|>"})
+    else:
+        (source / kind).write_bytes(spm_model(300))
+        write_json(source / "added_tokens.json", {"[PAD]": 300})
+        write_json(source / "tokenizer_config.json", {"pad_token": "[PAD]"})
+    tokenizer = convert.open_source(source).tokenizer
+    assert (tokenizer.size <= 300, tokenizer.pad) == (True, None)
+
+
+def test_tekken_alone_is_refused_by_name(tmp_path: Path) -> None:
+    source = folder(tmp_path / "hf")
+    (source / "tekken.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match=r"found tekken\.json alone"):
+        convert.open_source(source)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16"])
