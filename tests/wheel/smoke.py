@@ -61,7 +61,7 @@ def check_package() -> None:
     import pyinfer as package
     from pyinfer.errors import PyinferError
 
-    sources = Path(__file__).resolve().parents[2]
+    sources = Path(__file__).resolve().parents[2] / "pyinfer"
     expect("runs from the sources", sources in Path(package.__file__).resolve().parents, False)
     try:
         package.load(__file__)
