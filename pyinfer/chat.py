@@ -196,8 +196,7 @@ class ChatFormat:
                     f"messages: expected no control tokens in texts that {self.what} looks into, found {spelled[0]!r}"
                 )
             ids = self._encode_marked(marked, mark)
-        bos = self._metadata.bos if self._metadata.add_bos else None
-        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+        return self._tokenizer.begun(ids)
 
     def _marked(self, conversation: Conversation, mark: str) -> Conversation:
         """The same with the mark in every control token that it spells; overlapping ones one after the other."""

@@ -88,7 +88,7 @@ class Tokenizer:
         ids = self._opened().split(text, parse_special) if text else []
         meta = self._metadata
         if add_special:
-            ids = self._begun(ids)
+            ids = self.begun(ids)
         if add_special and meta.add_eos and meta.eos and ids[-1:] != [meta.eos[0]]:
             ids = [*ids, meta.eos[0]]
         return ids
@@ -97,9 +97,10 @@ class Tokenizer:
         """Token ids of a text that is to be continued: the begin token before it where the model wants one, and no end
         token behind.
         """
-        return self._begun(self.encode(text, add_special=False))
+        return self.begun(self.encode(text, add_special=False))
 
-    def _begun(self, ids: list[int]) -> list[int]:
+    def begun(self, ids: list[int]) -> list[int]:
+        """The same with the begin token before them, where the model wants one and they have none."""
         bos = self._metadata.bos if self._metadata.add_bos else None
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 

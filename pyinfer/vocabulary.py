@@ -238,22 +238,24 @@ def _letters_alone(model: Any) -> frozenset[str] | None:
 def _without_first_prefix(model: Any) -> Any:
     """The same model, or one like it where the first text alone, behind no token, gets a space in front."""
     made = json.loads(model.to_str())
-    stages = [
-        stage
-        for stage in _pre_tokenizers(made.get("pre_tokenizer"))
-        if stage.get("prepend_scheme") == "first"
-    ]
-    if not stages:
+    parts = stages(made.get("pre_tokenizer"), "pretokenizers")
+    first = [stage for stage in parts if stage.get("prepend_scheme") == "first"]
+    if not first:
         return model
-    for stage in stages:
+    for stage in first:
         stage["prepend_scheme"] = "never"
     return _as_for_use(type(model).from_str(json.dumps(made)))
 
 
-def _pre_tokenizers(part: Any) -> Iterator[dict[str, Any]]:
-    """The stages of a pre-tokenizer, one or a sequence."""
-    for stage in (part or {}).get("pretokenizers", [part] if part else []):
-        yield from _pre_tokenizers(stage) if "pretokenizers" in stage else [stage]
+def stages(part: Any, several: str) -> Iterator[dict[str, Any]]:
+    """The stages of a decoder or a pre-tokenizer, one or a sequence, which has them under the key `several`."""
+    if not isinstance(part, dict):
+        return
+    if part.get("type") == "Sequence":
+        for stage in part[several]:
+            yield from stages(stage, several)
+    else:
+        yield part
 
 
 def _as_for_use(model: Any) -> Any:

@@ -268,10 +268,9 @@ typedef struct pyi_values {
 
 /* What a stack does to one linear: y = gain * (W x) + B (scale * (A x)) + bias. For a stack of several adapters A's stand below one
  * another, B's side by side, and scale has weight times scaling of the adapter that each row of A came from. Rows of q and k are in
- * half-split rotary order, as transformers has them. */
+ * half-split rotary order, as transformers has them. "head" and "embedding" are two linears also where they are one tensor. */
 typedef struct pyi_adapter_module {
-  const char*
-      role; /* "q", "k", "v", "o", "gate", "up", "down", "head" or "embedding", also where these two are one tensor */
+  const char* role; /* "q", "k", "v", "o", "gate", "up", "down", "head" or "embedding" */
   int64_t layer;    /* -1 for head and embedding */
   pyi_values a;     /* (rank, inputs); embedding: (rank, n_vocab) */
   pyi_values b;     /* (outputs, rank); together with `a` or not at all */

@@ -8,7 +8,7 @@ generation_config.json name.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pyinfer.convert.gguf_tokenizer import END_TOKENS, as_meant
 from pyinfer.convert.sentencepiece_model import CONTROL, USER_DEFINED, Piece, encode_pieces
 from pyinfer.convert.small_file import optional_json, read_json, read_small
 from pyinfer.errors import ModelFileError, UnsupportedError
-from pyinfer.vocabulary import load_library, put_first
+from pyinfer.vocabulary import load_library, put_first, stages
 
 Json = Mapping[str, Any]
 
@@ -147,27 +147,16 @@ def _library(path: Path, n_vocab: int | None) -> _Opened:
         return opened
 
 
-def _stages(part: Any) -> Iterable[dict[str, Any]]:
-    """The stages of a decoder, one or a sequence."""
-    if not isinstance(part, dict):
-        return
-    if part.get("type") == "Sequence":
-        for stage in part["decoders"]:
-            yield from _stages(stage)
-    else:
-        yield part
-
-
 def _spelling(decoder: Any) -> tuple[bool, bool]:
     """How pieces spell text, read off the decoder: (byte-level, leading space removed)."""
-    stages = {stage["type"]: stage for stage in _stages(decoder)}
-    kinds = set(stages)
+    parts = {stage["type"]: stage for stage in stages(decoder, "decoders")}
+    kinds = set(parts)
     if kinds == {"ByteLevel"}:
         return True, False
     if kinds and kinds <= {"Replace", "ByteFallback", "Fuse", "Strip"} and "Replace" in kinds:
-        return False, stages.get("Strip", {}).get("start", 0) == 1
+        return False, parts.get("Strip", {}).get("start", 0) == 1
     if "Metaspace" in kinds and kinds <= {"Metaspace", "ByteFallback", "Fuse"}:
-        metaspace = stages["Metaspace"]
+        metaspace = parts["Metaspace"]
         return False, metaspace.get("prepend_scheme", "always") != "never"
     raise UnsupportedError(
         f"decoder: expected ByteLevel, Metaspace or Replace with ByteFallback, found {sorted(kinds)}"

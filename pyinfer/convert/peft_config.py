@@ -15,9 +15,10 @@ from pyinfer.errors import ModelFileError, UnsupportedError
 
 MAX_RANK = 65536
 MAX_PATTERNS = 4096
-Item = TypeVar("Item")
 MAX_PATTERN = 256
 MAX_INVOCATION = 4096
+
+Item = TypeVar("Item")
 
 _IGNORED = frozenset({
     "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode", "layers_pattern",
