@@ -18,6 +18,13 @@ endif()
 if(NOT CMAKE_SIZEOF_VOID_P EQUAL 8)
   message(FATAL_ERROR "expected a 64-bit target, found one of ${CMAKE_SIZEOF_VOID_P} bytes a pointer: models are mapped whole")
 endif()
+if(CMAKE_CXX_BYTE_ORDER STREQUAL "BIG_ENDIAN")
+  message(FATAL_ERROR "expected a little-endian target, found a big-endian one: files are mapped as they are")
+endif()
+if("${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${CMAKE_BUILD_TYPE}}" MATCHES "-Ofast|-ffast-math|-funsafe-math-optimizations")
+  # Also when it links: GCC then lets the whole process take small numbers for 0.
+  message(FATAL_ERROR "expected exact arithmetic, found ${CMAKE_MATCH_0} in the compiler's flags")
+endif()
 if(MSVC)
   message(FATAL_ERROR "expected GCC or Clang, found a compiler with the command line of cl.exe: "
                       "on Windows set CXX=clang++ and CMAKE_GENERATOR=Ninja")

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <set>
@@ -31,6 +32,19 @@ std::string core_of(const std::string& folder, int number) {
     if (!siblings.empty()) return siblings;
   }
   return std::to_string(number);
+}
+
+// Numbers as Linux lists them, "0-3,8"; none where there is no such file.
+std::set<int> read_list(const std::string& path) {
+  std::set<int> numbers;
+  std::ifstream file(path);
+  for (std::string range; std::getline(file, range, ',');) {
+    int first = 0, last = 0;
+    const int found = std::sscanf(range.c_str(), "%d-%d", &first, &last);
+    if (found < 1) break;
+    for (int number = first; number <= (found == 2 ? last : first); ++number) numbers.insert(number);
+  }
+  return numbers;
 }
 
 double quota_v2(const std::string& group) {
@@ -72,13 +86,17 @@ int threads_for(const std::vector<Processor>& processors, double quota) {
   return std::max(1, static_cast<int>(n));
 }
 
-std::vector<Processor> read_processors(const std::string& folder, const std::vector<int>& numbers) {
+std::vector<Processor> read_processors(const std::string& devices, const std::vector<int>& numbers) {
+  const std::string folder = devices + "/system/cpu";
+  std::set<int> slow =
+      read_list(devices + "/cpu_atom/cpus");  // Intel's, whose frequencies may be close to those of its fast cores
+  slow.merge(read_list(devices + "/cpu_lowpower/cpus"));
   std::vector<Processor> processors;
   for (const int number : numbers) {
     const std::string own = folder + "/cpu" + std::to_string(number);
     const long capacity = read_number(own + "/cpu_capacity", 0);
-    processors.push_back(
-        {core_of(own, number), capacity > 0 ? capacity : read_number(own + "/cpufreq/cpuinfo_max_freq", 0)});
+    const long speed = capacity > 0 ? capacity : read_number(own + "/cpufreq/cpuinfo_max_freq", 1);
+    processors.push_back({core_of(own, number), slow.count(number) != 0 ? 0 : speed});
   }
   return processors;
 }

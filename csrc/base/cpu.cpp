@@ -46,7 +46,7 @@ int available_processors() {
 int fast_cores() {
   const std::vector<int> mine = affinity();
   if (mine.empty()) return available_processors();  // more of them than a mask of the usual size holds
-  return threads_for(read_processors("/sys/devices/system/cpu", mine), quota());
+  return threads_for(read_processors("/sys/devices", mine), quota());
 }
 #elif defined(__APPLE__)
 namespace {

@@ -2,7 +2,6 @@
 #include "base/cpu.h"
 
 #if defined(__aarch64__) && defined(__linux__)
-#include <asm/hwcap.h>
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -12,9 +11,15 @@
 namespace pyinfer {
 
 #if defined(__aarch64__) && defined(__linux__)
-bool cpu_runs_neon() { return (::getauxval(AT_HWCAP) & HWCAP_ASIMD) != 0; }
-bool cpu_runs_neon_dotprod() { return cpu_runs_neon() && (::getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
-bool cpu_runs_neon_i8mm() { return cpu_runs_neon_dotprod() && (::getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+namespace {
+// Linux's numbers, which never change (its arch/arm64/include/uapi/asm/hwcap.h): musl has no header of them, and old systems lack names.
+constexpr unsigned long kAsimd = 1ul << 1, kDotProducts = 1ul << 20;  // of AT_HWCAP
+constexpr unsigned long kI8mm = 1ul << 13;                            // of AT_HWCAP2
+}  // namespace
+
+bool cpu_runs_neon() { return (::getauxval(AT_HWCAP) & kAsimd) != 0; }
+bool cpu_runs_neon_dotprod() { return cpu_runs_neon() && (::getauxval(AT_HWCAP) & kDotProducts) != 0; }
+bool cpu_runs_neon_i8mm() { return cpu_runs_neon_dotprod() && (::getauxval(AT_HWCAP2) & kI8mm) != 0; }
 #elif defined(__aarch64__) && defined(__APPLE__)
 namespace {
 bool has(const char* feature) {
@@ -25,7 +30,7 @@ bool has(const char* feature) {
 }  // namespace
 
 bool cpu_runs_neon() { return true; }
-bool cpu_runs_neon_dotprod() { return has("hw.optional.arm.FEAT_DotProd"); }
+bool cpu_runs_neon_dotprod() { return true; }  // every Mac with Arm has them; macOS 11 does not say so
 bool cpu_runs_neon_i8mm() { return cpu_runs_neon_dotprod() && has("hw.optional.arm.FEAT_I8MM"); }
 #elif defined(__aarch64__)
 bool cpu_runs_neon() { return true; }

@@ -10,10 +10,21 @@
 namespace pyinfer {
 namespace {
 
-// The processors this process may run on; 0 where it runs in several groups of 64, and so on all of them.
-KAFFINITY affinity() {
+// The processors of one group of 64 that this process may run on; a mask of 0 where it runs in several groups, and so on all of them.
+struct Affinity {
+  USHORT group = 0;
+  KAFFINITY mask = 0;
+  bool holds(const GROUP_AFFINITY& core) const { return mask == 0 || (core.Group == group && (core.Mask & mask) != 0); }
+};
+
+Affinity affinity() {
+  Affinity own;
+  USHORT n_groups = 1;  // more of them than there is room for are an error
   DWORD_PTR process = 0, system = 0;
-  return ::GetProcessAffinityMask(::GetCurrentProcess(), &process, &system) != 0 ? process : 0;
+  if (::GetProcessGroupAffinity(::GetCurrentProcess(), &n_groups, &own.group) != 0 &&
+      ::GetProcessAffinityMask(::GetCurrentProcess(), &process, &system) != 0)
+    own.mask = process;
+  return own;
 }
 
 // A record for each physical core, one after the other and of varying size; empty where the system does not say.
@@ -30,13 +41,13 @@ std::vector<unsigned char> core_records() {
 }  // namespace
 
 int available_processors() {
-  const KAFFINITY mask = affinity();
+  const KAFFINITY mask = affinity().mask;
   const int all = static_cast<int>(::GetActiveProcessorCount(ALL_PROCESSOR_GROUPS));
   return std::max(1, mask != 0 ? std::popcount(static_cast<unsigned long long>(mask)) : all);
 }
 
 int fast_cores() {
-  const KAFFINITY mask = affinity();
+  const Affinity own = affinity();
   const std::vector<unsigned char> records = core_records();
   int fastest = -1, n_cores = 0;
   for (size_t at = 0; at < records.size();) {
@@ -44,13 +55,13 @@ int fast_cores() {
     const PROCESSOR_RELATIONSHIP& core = record->Processor;
     // EfficiencyClass, the byte after Flags, which older headers do not name: the fast cores of a hybrid processor have the highest.
     const int speed = reinterpret_cast<const unsigned char*>(&core)[1];
-    if (mask == 0 || (core.GroupMask[0].Mask & mask) != 0) {
+    if (own.holds(core.GroupMask[0])) {
       if (speed > fastest) fastest = speed, n_cores = 0;
       n_cores += speed == fastest;
     }
     at += record->Size;
   }
-  return std::clamp(n_cores, 1, available_processors());
+  return n_cores > 0 ? std::min(n_cores, available_processors()) : available_processors();
 }
 
 }  // namespace pyinfer

@@ -27,8 +27,8 @@ bool system_saves(unsigned parts) {
   return (low & parts) == parts;
 }
 
-constexpr unsigned kYmm = 0x06;  // the low and the high halves of 256-bit registers
-constexpr unsigned kZmm = 0xe6;  // and masks, and all of 32 512-bit registers
+constexpr unsigned kYmm = 0x06;                   // the low and the high halves of 256-bit registers
+[[maybe_unused]] constexpr unsigned kZmm = 0xe6;  // and masks, and all of 32 512-bit registers
 
 }  // namespace
 
@@ -39,11 +39,17 @@ bool cpu_runs_avx2() {
 
 bool cpu_runs_avxvnni() { return cpu_runs_avx2() && Leaf(7).a >= 1 && has(Leaf(7, 1).a, 4); }
 
+#if defined(__APPLE__)
+// macOS gives a thread 512-bit registers when it first uses them, so XCR0 does not say whether it may; before 12.1 a signal's return
+// broke its masks.
+bool cpu_runs_avx512vnni() { return false; }
+#else
 bool cpu_runs_avx512vnni() {
   const Leaf seven(7);
   const bool f_dq_bw_vl = has(seven.b, 16) && has(seven.b, 17) && has(seven.b, 30) && has(seven.b, 31);
   return cpu_runs_avx2() && system_saves(kZmm) && f_dq_bw_vl && has(seven.c, 11);
 }
+#endif
 #else
 bool cpu_runs_avx2() { return false; }
 bool cpu_runs_avxvnni() { return false; }

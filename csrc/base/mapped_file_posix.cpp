@@ -11,6 +11,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "base/cancellation.h"
 #include "base/error.h"
 
 namespace pyinfer {
@@ -155,6 +156,7 @@ MappedFile::MappedFile(const std::string& path, HugePages huge_pages) : path_(pa
 }
 
 MappedFile::~MappedFile() {
+  const NoCancellation whole;
   ::munmap(const_cast<uint8_t*>(data_), size_);
   ::close(descriptor_);
 }

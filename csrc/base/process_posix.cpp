@@ -28,11 +28,13 @@ std::optional<uint64_t> available_memory() {
   mach_msg_type_number_t count = HOST_VM_INFO64_COUNT;
   auto* words = reinterpret_cast<host_info64_t>(&pages);
   const mach_port_t host = ::mach_host_self();
-  const bool told = ::host_statistics64(host, HOST_VM_INFO64, words, &count) == KERN_SUCCESS;
+  vm_size_t page = 0;  // the kernel's: a translated process is told of smaller pages
+  const bool told = ::host_statistics64(host, HOST_VM_INFO64, words, &count) == KERN_SUCCESS &&
+                    ::host_page_size(host, &page) == KERN_SUCCESS;
   ::mach_port_deallocate(mach_task_self(), host);
   if (!told) return std::nullopt;
   const uint64_t free = uint64_t{pages.free_count} + pages.inactive_count + pages.purgeable_count;
-  return free * static_cast<uint64_t>(::getpagesize());
+  return free * page;
 }
 #else
 std::optional<uint64_t> available_memory() { return std::nullopt; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "base/cancellation.h"
 #include "base/error.h"
 #include "base/process.h"
 
@@ -34,6 +35,7 @@ ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads), process_(process_
 }
 
 ThreadPool::~ThreadPool() {
+  const NoCancellation whole;
   if (alive_here()) {
     stop();
   } else {

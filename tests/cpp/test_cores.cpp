@@ -25,7 +25,7 @@ class Files {
     std::ofstream(whole) << text << "\n";
   }
   void cpu(int number, const std::string& siblings, long frequency = 0, long capacity = 0) const {
-    const std::string own = "cpu" + std::to_string(number);
+    const std::string own = "system/cpu/cpu" + std::to_string(number);
     if (!siblings.empty()) put(own + "/topology/thread_siblings_list", siblings);
     if (frequency > 0) put(own + "/cpufreq/cpuinfo_max_freq", std::to_string(frequency));
     if (capacity > 0) put(own + "/cpu_capacity", std::to_string(capacity));
@@ -59,8 +59,9 @@ TEST(cores, one_a_core_where_two_threads_share_it) {
   for (int i = 0; i < 8; ++i) {
     adjacent.cpu(i, std::to_string(i / 2 * 2) + "-" + std::to_string(i / 2 * 2 + 1));
     apart.cpu(i, std::to_string(i % 4) + "," + std::to_string(i % 4 + 4));
-    cluster.put("cpu" + std::to_string(i) + "/topology/core_cpus_list", std::to_string(i));
-    cluster.put("cpu" + std::to_string(i) + "/topology/core_id", std::to_string(i % 4));  // repeats between clusters
+    const std::string topology = "system/cpu/cpu" + std::to_string(i) + "/topology";
+    cluster.put(topology + "/core_cpus_list", std::to_string(i));
+    cluster.put(topology + "/core_id", std::to_string(i % 4));  // repeats between clusters
   }
   CHECK_EQUAL(adjacent.threads(8), 4);
   CHECK_EQUAL(apart.threads(8), 4);
@@ -80,6 +81,27 @@ TEST(cores, only_fast_ones) {
   CHECK_EQUAL(rockchip.threads(4), 4);  // the slow ones alone
   CHECK_EQUAL(intel.threads(12), 4);
   CHECK_EQUAL(turbo.threads(4), 4);
+}
+
+TEST(cores, slow_ones_of_intel_whatever_their_frequency) {
+  const Files hybrid, unnamed;
+  for (const Files* files : {&hybrid, &unnamed}) {
+    for (int i = 0; i < 8; ++i)
+      files->cpu(i, std::to_string(i), i < 4 ? 5400000 : 4300000, files == &unnamed ? 1024 : 0);
+  }
+  CHECK_EQUAL(hybrid.threads(8), 8);
+  hybrid.put("cpu_core/cpus", "0-3");
+  hybrid.put("cpu_atom/cpus", "4-5,6");
+  hybrid.put("cpu_lowpower/cpus", "7");
+  CHECK_EQUAL(hybrid.threads(8), 4);
+  CHECK_EQUAL(hybrid.threads(2), 2);
+  unnamed.put("cpu_atom/cpus", "4-7");
+  CHECK_EQUAL(unnamed.threads(8), 4);
+  const Files bare, odd;
+  bare.put("cpu_atom/cpus", "0-7");
+  odd.put("cpu_atom/cpus", "nonsense");
+  CHECK_EQUAL(bare.threads(4), 4);  // the slow ones alone
+  CHECK_EQUAL(odd.threads(4), 4);
 }
 
 TEST(cores, no_more_than_the_quota) {
