@@ -179,14 +179,11 @@ class Tokenizer:
 
     def _spell(self, token: int) -> bytes:
         piece, library = self.token_to_piece(token), self._opened()
-        if not piece or library.is_literal(token):
+        if library.is_special(token):
             return piece.encode()
         if self._alphabet:
-            return (
-                bytes(self._alphabet[c] for c in piece)
-                if all(c in self._alphabet for c in piece)
-                else piece.encode()
-            )
+            literal = library.is_added(token) or not all(c in self._alphabet for c in piece)
+            return piece.encode() if literal else bytes(self._alphabet[c] for c in piece)
         byte = _BYTE_PIECE.fullmatch(piece)
         return bytes([int(byte[1], 16)]) if byte else piece.replace(SPACE, " ").encode()
 

@@ -43,8 +43,8 @@ class Vocabulary(Protocol):
     def is_special(self, token: int) -> bool:
         """Whether a token stands for no text."""
 
-    def is_literal(self, token: int) -> bool:
-        """Whether a token is spelled as it is, neither as bytes nor escaped."""
+    def is_added(self, token: int) -> bool:
+        """Whether a token was put beside the model's own pieces, and so is found in any text."""
 
 
 def _trimmed(parts: Sequence[str], left: Collection[str], right: Collection[str]) -> list[str]:
@@ -98,8 +98,8 @@ class _SentencePiece:
     def is_special(self, token: int) -> bool:
         return token < self.size and bool(self._model.IsControl(token) or self._model.IsUnknown(token))
 
-    def is_literal(self, token: int) -> bool:
-        return self.is_special(token)
+    def is_added(self, token: int) -> bool:
+        return False  # all of them are pieces
 
 
 class _Tokenizers:
@@ -179,7 +179,7 @@ class _Tokenizers:
     def is_special(self, token: int) -> bool:
         return token in self._added and bool(self._added[token].special)
 
-    def is_literal(self, token: int) -> bool:
+    def is_added(self, token: int) -> bool:
         return token in self._added
 
 

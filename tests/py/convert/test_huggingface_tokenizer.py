@@ -125,6 +125,27 @@ def test_unigram_of_tokenizer_json(scheme: str, tmp_path: Path) -> None:
         tokenizer.encode("the </s>", False)
 
 
+def test_added_tokens_of_spaces_are_spaces(tmp_path: Path) -> None:
+    """Conversions of Gemma's vocabulary list its runs of spaces as added tokens, with U+2581 as in the pieces."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "t", "h", "e", "▁▁", "▁▁▁", "\n\n"]
+    model = tokenizers.models.BPE(
+        {piece: i for i, piece in enumerate(pieces)}, [("▁", "▁"), ("▁▁", "▁")], byte_fallback=True, unk_token="<unk>"
+    )
+    made = tokenizers.Tokenizer(model)
+    made.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    decoders = [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    made.decoder = tokenizers.decoders.Sequence(decoders)
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.add_tokens([tokenizers.AddedToken(run, normalized=False) for run in ("▁▁", "▁▁▁", "\n\n")])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = read(tmp_path)
+    for text in ("the   the", "  e\n\n   t", " é"):
+        ids = tokenizer.encode(text, False)
+        assert ids == made.encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode(ids) == made.decode(ids) == text
+    assert "▁▁▁" in map(tokenizer.token_to_piece, tokenizer.encode("the   the"))
+
+
 def test_control_tokens_of_tokenizer_json_that_swallow_white_space(tmp_path: Path) -> None:
     whole = json.loads(unigram_json("never"))
     whole["added_tokens"][2] |= {"rstrip": True, "lstrip": True}
