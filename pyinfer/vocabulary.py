@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from threading import Lock
 from typing import Any, Protocol
 
 from pyinfer.errors import ModelFileError, RequestError
+from pyinfer.tokenizer_json import check_growth, stages
 
 _NOT_PANICS = (ImportError, MemoryError, KeyboardInterrupt, SystemExit)
 """What must pass when the tokenizers library fails: it reports some bad input as a panic, which is no Exception."""
@@ -58,31 +59,60 @@ def _trimmed(parts: Sequence[str], left: Collection[str], right: Collection[str]
     return made
 
 
+def adds_space(model: Any) -> bool:
+    """Whether a `SentencePieceProcessor` puts a space in front of a text; a ModelFileError if it splits none."""
+    try:
+        return "".join(model.EncodeAsPieces("a")) != "a"
+    except RuntimeError as error:
+        raise ModelFileError(
+            f"tokenizer: expected a model that splits text, found one that cannot: {_reason(error)}"
+        ) from None
+
+
+def without_space(blob: bytes) -> bytes:
+    """A SentencePiece model that puts no space in front: a later normalizer_spec counts field by field, and
+    add_dummy_prefix is its third (source: sentencepiece_model.proto).
+    """
+    return blob + b"\x1a\x02\x18\x00"
+
+
 class _SentencePiece:
-    def __init__(self, model: Any, trim_after: Sequence[int]) -> None:
+    def __init__(self, model: Any, trim_after: Sequence[int], further: Any = None) -> None:
+        """`further` splits texts behind a control token, if another model does."""
         self._model = model
+        self._further = further
         self.size: int = self._model.GetPieceSize()
         self._special = {self.piece(i): i for i in range(self.size) if self._model.IsControl(i)}
         self._trimming = {self.piece(i) for i in trim_after}
-        self._adds_space = self._model.EncodeAsPieces("a") != ["a"]
+        self._adds_space = adds_space(model)
         longest_first = sorted(self._special, key=len, reverse=True)
         self._spelled = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     def split(self, text: str, parse_special: bool) -> list[int]:
         if not (parse_special and self._special):
-            return list(self._model.EncodeAsIds(text))
+            return self._ids(self._model, text)
         return self.join(self._spelled.split(text))
 
+    def _ids(self, model: Any, text: str) -> list[int]:
+        try:
+            return list(model.EncodeAsIds(text))
+        except RuntimeError as error:
+            raise RequestError(
+                f"text: expected text that the tokenizer can split, {_reason(error)}"
+            ) from None
+
     def join(self, parts: Sequence[str]) -> list[int]:
-        """Each text is split as one of its own. The space that it gets in front is its own if it has one: no reference
-        tokenizer writes two.
+        """Each text is split as one of its own, by `further` if it is not the first. The space that it gets in front is
+        its own if it has one: no reference tokenizer writes two.
         """
         ids: list[int] = []
         for i, part in enumerate(_trimmed(parts, frozenset(), self._trimming)):
             if i % 2:
                 ids.append(self._special[part])
+            elif i and self._further is not None:
+                ids += self._ids(self._further, part)
             else:
-                ids += self._model.EncodeAsIds(part.removeprefix(" ") if i and self._adds_space else part)
+                ids += self._ids(self._model, part.removeprefix(" ") if i and self._adds_space else part)
         return ids
 
     def piece(self, token: int) -> str:
@@ -185,6 +215,8 @@ class _Tokenizers:
 
 def load_library(kind: str, blob: bytes) -> Any:
     """A `SentencePieceProcessor` or `tokenizers.Tokenizer`; a ModelFileError says why a blob is refused."""
+    if kind == "tokenizers":
+        check_growth(blob)
     try:
         if kind == "sentencepiece":
             from sentencepiece import SentencePieceProcessor
@@ -247,17 +279,6 @@ def _without_first_prefix(model: Any) -> Any:
     return _as_for_use(type(model).from_str(json.dumps(made)))
 
 
-def stages(part: Any, several: str) -> Iterator[dict[str, Any]]:
-    """The stages of a decoder or a pre-tokenizer, one or a sequence, which has them under the key `several`."""
-    if not isinstance(part, dict):
-        return
-    if part.get("type") == "Sequence":
-        for stage in part[several]:
-            yield from stages(stage, several)
-    else:
-        yield part
-
-
 def _as_for_use(model: Any) -> Any:
     """Without what is left on from training: lengths that are cut or filled, merges that are dropped by chance."""
     model.no_truncation()
@@ -272,14 +293,20 @@ def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def open_vocabulary(kind: str, blob: bytes, trim_after: Sequence[int] = ()) -> Vocabulary | None:
-    """The vocabulary that a blob holds; None for the kind `none`. `trim_after` are control tokens of a SentencePiece
-    model that swallow the white space after them; the `tokenizers` library keeps its own.
+def open_vocabulary(
+    kind: str, blob: bytes, trim_after: Sequence[int] = (), first_prefix: bool = False
+) -> Vocabulary | None:
+    """The vocabulary that a blob holds; None for the kind `none`. Of a SentencePiece model `trim_after` are control
+    tokens that swallow the white space after them, and with `first_prefix` a text behind a control token gets no space
+    in front; the `tokenizers` library keeps its own of both.
     """
     if kind == "none":
         return None
     model = load_library(kind, blob)
-    return _SentencePiece(model, trim_after) if kind == "sentencepiece" else _Tokenizers(model)
+    if kind == "tokenizers":
+        return _Tokenizers(model)
+    further = load_library(kind, without_space(blob)) if first_prefix else None
+    return _SentencePiece(model, trim_after, further)
 
 
 def check_ids(

@@ -137,9 +137,11 @@ class KeyValues:
         if key == "split.no":
             return True
         ours, theirs = self._values[key], other._values.get(key)
-        return (
-            theirs is not None and ours.kind == theirs.kind and bool(np.array_equal(ours.data, theirs.data))
-        )
+        if theirs is None or ours.kind != theirs.kind:
+            return False
+        if isinstance(ours.data, list):  # of texts, which numpy would make as wide as the longest
+            return bool(ours.data == theirs.data)
+        return bool(np.array_equal(ours.data, theirs.data))
 
     def scalar(self, key: str) -> Any:
         """The plain value of a key that is there, of any type but an array."""

@@ -17,11 +17,14 @@ from pyinfer.convert.checkpoint import TokenizerSource
 from pyinfer.convert.pretokenizers import pre_tokenizer
 from pyinfer.convert.small_file import read_small
 from pyinfer.errors import ModelFileError
-from pyinfer.vocabulary import load_library
+from pyinfer.vocabulary import adds_space, load_library
 
 Ranks = dict[bytes, int]
 
-_LINE = re.compile(rb"[A-Za-z0-9+/]{1,1368}={0,2} [0-9]{1,7}")
+_LINE = re.compile(rb"[A-Za-z0-9+/]{1,344}={0,2} [0-9]{1,7}")
+"""A token has at most 256 bytes; the longest of Llama 3 are 128 spaces."""
+MOST_PAIRS = 64 << 20
+"""Bytes of all pairs that are joined to tokens; those of Llama 3 have some two million."""
 _RESERVED = 256
 _FIRST = (
     "<|begin_of_text|>",
@@ -41,9 +44,16 @@ def read_tokenizer(path: Path, later: bool) -> TokenizerSource:
     size: int = model.GetPieceSize()
     if size < 3 or not (model.IsControl(1) and model.IsControl(2)):
         raise ModelFileError("expected <s> and </s> as pieces 1 and 2, found others")
-    space_prefix = "".join(model.EncodeAsPieces("a")) != "a"
     return TokenizerSource(
-        "sentencepiece", raw, size, False, space_prefix, bos=1, eos=(2,), unk=model.unk_id(), add_bos=True
+        "sentencepiece",
+        raw,
+        size,
+        False,
+        adds_space(model),
+        bos=1,
+        eos=(2,),
+        unk=model.unk_id(),
+        add_bos=True,
     )
 
 
@@ -90,9 +100,15 @@ def merges(ranks: Ranks) -> list[tuple[bytes, bytes]]:
     first.
     """
     pairs: list[tuple[bytes, bytes]] = []
+    size = 0
     for token in ranks:
         cuts = [i for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
         pairs += [(token[:i], token[i:]) for i in _left_first(token, cuts)]
+        size += len(cuts) * len(token)
+        if size > MOST_PAIRS:
+            raise ModelFileError(
+                f"expected tokens that pairs of at most {MOST_PAIRS} bytes are joined to, found more"
+            )
     return pairs
 
 

@@ -28,9 +28,9 @@ from pyinfer.convert.adapter import (
     require_invocable,
     require_pair,
 )
-from pyinfer.convert.checkpoint import NO_LAYER, RawTensor, in_file
+from pyinfer.convert.checkpoint import LIMITS, NO_LAYER, RawTensor, in_file
 from pyinfer.convert.families import huggingface_module, huggingface_path
-from pyinfer.convert.peft_config import PeftConfig, read_config
+from pyinfer.convert.peft_config import MOST_WAYS_OF_ALL, PeftConfig, read_config
 from pyinfer.convert.safetensors_file import read_safetensors
 from pyinfer.convert.small_file import read_json
 from pyinfer.convert.torch_pickle import read_torch
@@ -83,6 +83,7 @@ def open_peft(path: Path) -> AdapterSource:
     with in_file(weights):
         raw = read_torch(weights, verify=True) if weights.suffix == ".bin" else read_safetensors(weights)
         modules, replaced = _sorted(raw, config)
+        _check_ways(len(modules), config)
         _check_unpooled(modules, config)
         changes = tuple(_low_rank(module, config) for module in modules.values() if module.parts)
         biases = tuple(_only_bias(module) for module in modules.values() if not module.parts)
@@ -245,10 +246,19 @@ def _refuse_twice(places: Iterable[tuple[str, int, str]]) -> None:
 def _module(modules: dict[str, _Module], path: str, name: str) -> _Module:
     if path not in modules:
         place = huggingface_module(path)
-        if place is None or place[0] not in (*LINEAR_ROLES, "embedding"):
+        if place is None or place[0] not in (*LINEAR_ROLES, "embedding") or place[1] >= LIMITS["n_layers"][1]:
             raise UnsupportedError(f"{name}: this module is not part of the supported architecture"[:300])
         modules[path] = _Module(path, *place)
     return modules[path]
+
+
+def _check_ways(n_modules: int, config: PeftConfig) -> None:
+    """Refuses patterns that would keep the processor busy for minutes."""
+    if n_modules * config.ways > MOST_WAYS_OF_ALL:
+        raise UnsupportedError(
+            f"rank_pattern, alpha_pattern: expected simple patterns for {n_modules} modules, "
+            f"found some that may be tried in {config.ways} ways on each"
+        )
 
 
 def _low_rank(module: _Module, config: PeftConfig) -> LowRank:

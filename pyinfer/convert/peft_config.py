@@ -44,6 +44,8 @@ _SKIPPED = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 """What stands for one character, whatever it looks like."""
 MOST_WAYS = 1 << 20
 """In which the patterns of a setting may be tried on a module's name."""
+MOST_WAYS_OF_ALL = 1 << 27
+"""The same, on the names of all modules."""
 MAX_QALORA_GROUP = 1024
 
 
@@ -70,6 +72,8 @@ class PeftConfig:
     qalora_group: int | None = None
     invocation: tuple[int, ...] = ()
     base: str | None = None
+    ways: int = 0
+    """In which the patterns may be tried on a name, at most."""
 
     def rank_of(self, path: str) -> int:
         """The rank of a module."""
@@ -116,6 +120,7 @@ def read_config(values: Mapping[str, Any]) -> PeftConfig:
         base=values["base_model_name_or_path"]
         if isinstance(values.get("base_model_name_or_path"), str)
         else None,
+        ways=sum(map(_ways, [*(values.get("rank_pattern") or {}), *(values.get("alpha_pattern") or {})])),
     )
     _flag(values, "fan_in_fan_out")  # how the base stores its weights; A and B are the same either way
     _check_bias(values.get("bias", "none"))

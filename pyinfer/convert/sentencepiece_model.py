@@ -17,6 +17,9 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPACE = "\u2581"
 """What pieces write for a space."""
 
+MOST_BYTES = 4096
+"""Of a piece; the library takes ten times that at most."""
+
 _BPE = 2
 
 
@@ -59,6 +62,10 @@ def encode_pieces(pieces: Iterable[Piece]) -> bytes:
             text = piece.text.encode()
         except UnicodeEncodeError:
             raise ModelFileError(f"tokens: expected text, found {piece.text!r}"[:200]) from None
+        if len(text) > MOST_BYTES:
+            raise ModelFileError(
+                f"tokens: expected at most {MOST_BYTES} bytes a token, found one of {len(text)}"
+            )
         body = _bytes(1, text) + b"\x15" + struct.pack("<f", piece.score)
         out.append(_bytes(1, body + _number(3, piece.kind)))
     return b"".join(out)

@@ -26,6 +26,8 @@ from pyinfer.errors import ModelFileError, PyinferError, UnsupportedError
 
 MAX_PICKLE = 16 << 20
 MAX_ENTRIES = 1 << 16
+MAX_DIRECTORY = 16 << 20
+"""Bytes of an archive's directory, and of anything else that is read of it at once."""
 MAX_OPERATIONS = 1 << 21
 """Of a pickle; a tensor takes some twenty-five."""
 MAX_TUPLE = 16
@@ -265,7 +267,7 @@ def read_torch(path: Path, *, verify: bool = False) -> dict[str, RawTensor]:
         if file.read(4) != b"PK\x03\x04":
             raise UnsupportedError("expected a zip archive as PyTorch writes since 1.6, found something else")
         try:
-            with zipfile.ZipFile(file) as archive:
+            with zipfile.ZipFile(_SmallReads(file)) as archive:
                 return _tensors(_Archive(archive, file, verify), path)
         except PyinferError:
             raise
@@ -281,6 +283,20 @@ def read_torch(path: Path, *, verify: bool = False) -> dict[str, RawTensor]:
             raise ModelFileError(f"expected a whole zip archive, found a broken one: {error}") from None
 
 
+class _SmallReads:
+    """A file as `zipfile` uses it, which reads the directory of an archive at once, however large it is said to be."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size if 0 <= size <= MAX_DIRECTORY else MAX_DIRECTORY + 1)
+        if len(data) > MAX_DIRECTORY:
+            raise ModelFileError(f"expected a directory of at most {MAX_DIRECTORY} bytes, found a larger one")
+        return data
+
+
 class _Archive:
     """The entries of one archive, none of them compressed."""
 
@@ -288,10 +304,14 @@ class _Archive:
         self._archive = archive
         self._file = file
         self._verify = verify
-        self._entries = {entry.filename: entry for entry in archive.infolist()}
+        entries = archive.infolist()
+        if len(entries) > MAX_ENTRIES:
+            raise ModelFileError(f"expected at most {MAX_ENTRIES} entries, found {len(entries)}")
+        self._entries = {entry.filename: entry for entry in entries}
         self._storages: dict[str, _Storage] = {}
-        if len(self._entries) > MAX_ENTRIES:
-            raise ModelFileError(f"expected at most {MAX_ENTRIES} entries, found {len(self._entries)}")
+        self._file_bytes = os.fstat(file.fileno()).st_size
+        self.stored_bytes = 0
+        """Of all storages that were asked for."""
         pickles = [name for name in self._entries if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ModelFileError(f"expected one entry data.pkl, found {len(pickles)}")
@@ -313,11 +333,6 @@ class _Archive:
             raise ModelFileError(f"{name[:100]!r}: expected at most {limit} bytes, found {entry.file_size}")
         return entry
 
-    @property
-    def stored_bytes(self) -> int:
-        """Of all storages that were asked for."""
-        return sum(_ITEM[storage.source] * storage.count for storage in self._storages.values())
-
     def read(self, name: str, limit: int) -> bytes:
         """The bytes of an entry, its checksum verified."""
         return self._archive.read(self._entry(name, limit))
@@ -325,6 +340,11 @@ class _Archive:
     def _place(self, name: str) -> tuple[int, int]:
         """Where the data of an entry begins in the file, and its size."""
         entry = self._entry(name, 1 << 44)
+        self.stored_bytes += entry.file_size
+        if self.stored_bytes > self._file_bytes:
+            raise ModelFileError(
+                f"expected storages beside one another in {self._file_bytes} bytes, found some that overlap"
+            )
         if self._verify:
             with self._archive.open(entry) as data:
                 while data.read(1 << 20):
@@ -332,7 +352,7 @@ class _Archive:
         self._file.seek(entry.header_offset)
         magic, name_bytes, extra_bytes = struct.unpack("<4s22xHH", self._file.read(30))
         start = entry.header_offset + 30 + name_bytes + extra_bytes
-        if magic != b"PK\x03\x04" or start + entry.file_size > os.fstat(self._file.fileno()).st_size:
+        if magic != b"PK\x03\x04" or start + entry.file_size > self._file_bytes:
             raise ModelFileError(
                 f"{name[:100]!r}: expected {entry.file_size} bytes within the file, found fewer"
             )

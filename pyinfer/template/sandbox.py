@@ -38,7 +38,7 @@ class _Generation(Extension):
 
 
 class _Meter(NodeTransformer):
-    """Puts the meters into the syntax tree: where values are made, and where loops turn."""
+    """Puts the meters into the syntax tree: where values are made and compared, and where loops turn."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -52,6 +52,20 @@ class _Meter(NodeTransformer):
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
         return _filtered(node, _CHECK) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = _filtered(node.expr, _CHECK)
+        for operand in node.ops:
+            operand.expr = _filtered(operand.expr, _CHECK)
+        return node
+
+    def visit_Test(self, node: nodes.Test) -> nodes.Node:
+        self.generic_visit(node)
+        if node.args:  # those that compare
+            node.node = _filtered(node.node, _CHECK)
+            node.args = [_filtered(argument, _CHECK) for argument in node.args]
+        return node
 
     def _literal(self, node: nodes.Expr) -> nodes.Node:
         self.generic_visit(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import re
 import struct
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import lora_writer as lw
 from lora_golden import FOLDER, base_folder
 from pyinfer import Adapter, Model, convert, load
 from pyinfer.convert.adapter import as_float
+from pyinfer.convert.torch_pickle import read_torch
 from pyinfer.errors import ModelFileError, PyinferError, RequestError, UnsupportedError
 
 Change = Callable[[dict[str, Any], lw.Tensors], None]
@@ -639,6 +642,63 @@ def test_tensors_that_share_a_storage_many_times_are_refused(tmp_path: Path) -> 
         Adapter.load(bin_adapter(tmp_path / "a", lw.archive(pickled, [bytes(1024)])))
 
 
+def test_storages_that_overlap_are_refused(tmp_path: Path) -> None:
+    """Many entries of an archive's directory that name the same bytes."""
+    values = {
+        f"{lw.module(layer, 'q_proj')}.lora_A.weight": np.ones((4, 64), np.float32) for layer in range(9)
+    }
+    with zipfile.ZipFile(tmp_path / "a.bin", "w") as made:
+        made.writestr("model/data.pkl", lw.state_pickle(values))
+        made.writestr("model/data/0", bytes(1024))
+        for key in range(1, 9):
+            entry = copy.copy(made.getinfo("model/data/0"))
+            entry.filename = f"model/data/{key}"
+            made.filelist.append(entry)
+    with pytest.raises(
+        ModelFileError, match=r"expected storages beside one another in \d+ bytes, found some that"
+    ):
+        read_torch(tmp_path / "a.bin")
+
+
+def test_directories_without_end_are_refused(tmp_path: Path) -> None:
+    """An archive's end that calls all of a file its directory, and more entries than a model has."""
+    with open(tmp_path / "a.bin", "wb") as file:
+        file.write(b"PK\x03\x04")
+        file.truncate(1 << 30)
+        file.seek(1 << 30)
+        file.write(struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, 1 << 30, 0, 0))
+    with pytest.raises(
+        ModelFileError, match=r"expected a directory of at most \d+ bytes, found a larger one"
+    ):
+        read_torch(tmp_path / "a.bin")
+    with zipfile.ZipFile(tmp_path / "b.bin", "w") as made:
+        made.writestr("model/data.pkl", b"")
+        made.filelist += [made.filelist[0]] * (1 << 16)
+    with pytest.raises(ModelFileError, match="expected at most 65536 entries, found 65537"):
+        read_torch(tmp_path / "b.bin")
+
+
+def _of_ones(layers: range) -> lw.Tensors:
+    return {
+        f"{lw.module(layer, 'q_proj')}.lora_{part}.weight": np.ones((1, 1), np.float32)
+        for layer in layers
+        for part in "AB"
+    }
+
+
+def test_patterns_are_measured_by_the_modules_that_they_are_tried_on(tmp_path: Path) -> None:
+    slow = {".?" * 18 + "!": 4}
+    start = time.process_time()
+    with pytest.raises(UnsupportedError, match="expected simple patterns for 1000 modules"):
+        Adapter.load(lw.write(tmp_path / "a", lw.settings(r=1, rank_pattern=slow), _of_ones(range(1000))))
+    assert time.process_time() - start < 20
+
+
+def test_layers_that_no_model_has_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="not part of the supported architecture"):
+        Adapter.load(lw.write(tmp_path / "a", lw.settings(r=1), _of_ones(range(1024, 1025))))
+
+
 def test_notes_on_the_dictionary_are_passed_over(tmp_path: Path) -> None:
     values = lw.tensors()
     pickled = lw.state_pickle(values).removesuffix(b".") + b"}X\x09\x00\x00\x00_metadata}sb."
@@ -657,8 +717,6 @@ def test_archives_with_names_that_are_no_text_are_refused(tmp_path: Path) -> Non
 
 
 def test_compressed_and_old_archives_are_refused(tmp_path: Path) -> None:
-    import zipfile
-
     packed = lw.archive(b"}.", [bytes(1 << 20)], compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(UnsupportedError, match="compressed"):
         Adapter.load(bin_adapter(tmp_path / "packed", packed))

@@ -438,6 +438,18 @@ def test_a_template_that_is_slow_on_large_texts_is_stopped() -> None:
     assert time.thread_time() - start < SECONDS + 1
 
 
+@pytest.mark.parametrize(
+    "compared", ["{% if a" + " == c == a" * 500 + " %}{% endif %}", "{% if a is eq(c) %}{% endif %}" * 500]
+)
+def test_comparisons_are_paid_for(compared: str) -> None:
+    made = "{% set ns = namespace(a=['x'], c=['x']) %}{% for i in range(16) %}"
+    made += "{% set ns.a = [ns.a, ns.a] %}{% set ns.c = [ns.c, ns.c] %}{% endfor %}"
+    start = time.thread_time()
+    with pytest.raises(ModelFileError, match=r"it makes too many steps|it takes longer"):
+        rendered(f"{made}{{% set a = ns.a %}}{{% set c = ns.c %}}{compared}")
+    assert time.thread_time() - start < SECONDS + 1
+
+
 def test_threads_have_budgets_of_their_own() -> None:
     template = Template("{% for i in range(50000) %}{% endfor %}{{ messages[0].content }}")
     texts: list[str] = []

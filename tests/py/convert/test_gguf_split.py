@@ -54,6 +54,17 @@ def test_parts_make_the_whole(empty_first: bool, tmp_path: Path) -> None:
     )
 
 
+def test_long_lists_of_texts_that_agree(tmp_path: Path) -> None:
+    """As an array that is as wide as the longest text they would take gigabytes."""
+    texts = ["a"] * 50_000 + ["b" * 40_000]
+    whole = {i: {"tool.notes": texts} for i in range(3)}
+    assert convert.open_source(write_parts(tmp_path, changes=whole)).name
+    (tmp_path / "other").mkdir()
+    whole[2] = {"tool.notes": texts[:-1]}
+    with pytest.raises(ModelFileError, match=r"tool\.notes: expected the value of the first part"):
+        convert.open_source(write_parts(tmp_path / "other", changes=whole))
+
+
 def test_the_key_follows_every_part(tmp_path: Path) -> None:
     first = write_parts(tmp_path)
     key, last = convert.content_key(first), tmp_path / "m-00003-of-00003.gguf"
