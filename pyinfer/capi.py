@@ -21,6 +21,7 @@ import operator
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -191,11 +192,12 @@ class _Handle:
 
     def __init__(self, of: Library, handle: Any) -> None:
         self._of = of
+        self._close = getattr(of.lib, self._closer)  # here: cffi takes a lock, which __del__ may run within
         self.handle = handle
 
     def close(self) -> None:
         """Closes it; any later call is a RequestError. What others need of it lives on."""
-        getattr(self._of.lib, self._closer)(self.handle)
+        self._close(self.handle)
 
     def __enter__(self) -> Any:
         return self
@@ -232,6 +234,7 @@ class Model(_Handle):
             RequestError: An argument is outside its limits.
         """
         of = library()
+        self._reading = threading.RLock()
         name = _ended("path", os.fsencode(path))
         options = of.options(
             "pyi_model_options",
@@ -296,8 +299,14 @@ class Model(_Handle):
 
     def _blob(self, call: str) -> bytes:
         data, size = self._of.ffi.new("uint8_t**"), self._of.ffi.new("size_t*")
-        self._of.check(getattr(self._of.lib, call)(self.handle, data, size))
-        return bytes(self._of.ffi.buffer(data[0], size[0]))
+        with self._reading:
+            self._of.check(getattr(self._of.lib, call)(self.handle, data, size))
+            return bytes(self._of.ffi.buffer(data[0], size[0]))
+
+    def close(self) -> None:
+        """Closes it; any later call is a RequestError. Sessions and adapters live on."""
+        with self._reading:  # what is copied from the file must stay mapped
+            super().close()
 
     def session(self, context: int = 0, kv: Kv | None = None) -> Session:
         """A session that holds nothing yet; 0 and None: as the model was opened."""
@@ -459,10 +468,16 @@ class Session(_Handle):
         return room
 
     def step(self, token: int) -> NDArray[np.float32]:
-        """Appends one token; returns a copy of its logits, shape (n_vocab,)."""
-        self._of.check(self._of.lib.pyi_session_step(self.handle, self._id(token)))
-        found = self._of.ffi.buffer(self._of.lib.pyi_session_logits(self.handle), 4 * self._n_vocab)
-        return np.array(np.frombuffer(found, np.float32))
+        """Appends one token; returns its logits, shape (n_vocab,), a new array."""
+        logits = np.empty(
+            self._n_vocab, np.float32
+        )  # our own: another thread may close the session meanwhile
+        to = self._of.ffi.from_buffer("float[]", logits)
+        given = self._of.ffi.new("int32_t[]", [self._id(token)])
+        self._of.check(
+            self._of.lib.pyi_session_eval(self.handle, given, 1, self._of.ffi.NULL, to, self._n_vocab)
+        )
+        return logits
 
     def _id(self, token: int) -> int:
         return int(self._of.held("int32_t", "token", token, f"0 to {self._n_vocab - 1}"))

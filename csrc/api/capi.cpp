@@ -2,6 +2,7 @@
 #include "api/capi.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <mutex>
 #include <new>
 #include <unordered_map>
@@ -15,12 +16,12 @@ namespace {
 
 // Errors
 
+// Without a destructor: calls may still fail when those of the thread have run.
 struct LastError {
-  std::string text;
-  const char* shown = "";
-  int32_t code = 0;
+  char text[4096];
+  int32_t code;
 };
-thread_local LastError last_error;
+thread_local LastError last_error{};
 
 pyi_status status_of(ErrorKind kind) {
   switch (kind) {
@@ -44,12 +45,7 @@ pyi_status status_of(ErrorKind kind) {
 
 pyi_status keep(pyi_status status, const char* text, int code = 0) noexcept {
   last_error.code = code;
-  try {
-    last_error.text = text;
-    last_error.shown = last_error.text.c_str();
-  } catch (const std::exception&) {
-    last_error.shown = "an error occurred, and there was no memory for its text";
-  }
+  std::snprintf(last_error.text, sizeof last_error.text, "%s", text);
   return status;
 }
 
@@ -72,6 +68,10 @@ Handles& handles() {
   }();
   return all;
 }
+
+// As the library is loaded, before a program can have registered a lock of its own: a fork takes locks in the reverse order, so that a
+// thread that holds the program's while it calls the library waits for nobody.
+[[maybe_unused]] const Handles& made_early = handles();
 
 const char* kind_name(Kind kind) {
   constexpr const char* names[] = {"", "model", "session", "sampler", "adapters"};
@@ -167,7 +167,7 @@ const char* pyi_status_name(pyi_status status) {
   return status >= PYI_OK && status <= PYI_INTERNAL ? names[status] : "unknown";
 }
 
-const char* pyi_last_error(void) { return capi::last_error.shown; }
+const char* pyi_last_error(void) { return capi::last_error.text; }
 
 int32_t pyi_last_error_code(void) { return capi::last_error.code; }
 

@@ -19,8 +19,8 @@
  * sampler serve one call at a time: a second one meanwhile is refused with PYI_REQUEST, but for what says "at any time". A handle
  * may be closed while another thread's call uses it: what it stands for is freed when that call is done.
  *
- * Forks. A child of fork() has none of the threads of its parent's models: steps on those and adapters for those are refused with
- * PYI_REQUEST, closing works, and so does opening another model.
+ * Forks. A child of fork() has none of the threads of its parent's models: steps on those, truncating their sessions and adapters for those are
+ * refused with PYI_REQUEST, closing works, and so does opening another model.
  *
  * Structs. A struct that begins with `size` may grow at its end in later versions. Its _init call takes sizeof and fills in the
  * defaults; whoever was compiled with a shorter struct gets the defaults of what it does not know, whoever was compiled with a
@@ -115,7 +115,8 @@ typedef struct pyi_model_options {
 PYI_API pyi_status pyi_model_options_init(pyi_model_options* options, size_t size);
 
 /* Opens, checks and maps a model.bin. `options` may be NULL: the defaults. The path is in the system's encoding (UTF-8 on Windows).
- * PYI_SYSTEM, PYI_MODEL_FILE, PYI_REQUEST for options, PYI_UNSUPPORTED for options or kernels that are not there, PYI_MEMORY. */
+ * PYI_SYSTEM, PYI_MODEL_FILE, PYI_REQUEST for options and for PYINFER_ISA, PYI_UNSUPPORTED for options or kernels that are not there,
+ * PYI_MEMORY. */
 PYI_API pyi_status pyi_model_open(const char* path, const pyi_model_options* options, pyi_model** model);
 PYI_API void pyi_model_close(pyi_model* model);
 
@@ -199,8 +200,8 @@ PYI_API pyi_status pyi_session_get_context(const pyi_session* session, uint64_t*
 PYI_API pyi_status pyi_session_truncate(pyi_session* session, uint64_t position);
 
 /* Appends tokens in passes of up to 512, and one token. The logits of the last one are then at pyi_session_logits().
- * PYI_CONTEXT_FULL and PYI_REQUEST come before any work. After PYI_CANCELLED the session holds whole passes; pyi_session_get_position()
- * tells. */
+ * PYI_CONTEXT_FULL and PYI_REQUEST come before any work. After any other failure the session holds the passes that were done before it;
+ * pyi_session_get_position() tells. */
 PYI_API pyi_status pyi_session_prefill(pyi_session* session, const int32_t* tokens, size_t n_tokens);
 PYI_API pyi_status pyi_session_step(pyi_session* session, int32_t token);
 
@@ -225,7 +226,7 @@ PYI_API pyi_status pyi_eval_options_init(pyi_eval_options* options, size_t size)
 
 /* Appends tokens, as prefill does, with a choice of logits and a function that may end it. `logits` takes n_vocab floats for each
  * token whose logits are wanted; n_logits, the floats that it has room for, must be that many. Neither is needed for none. After
- * PYI_CANCELLED and PYI_MODEL_FILE, what is in `logits` is rubbish. */
+ * a failure that did not come before any work, what is in `logits` is rubbish. */
 PYI_API pyi_status pyi_session_eval(pyi_session* session, const int32_t* tokens, size_t n_tokens,
                                     const pyi_eval_options* options, float* logits, size_t n_logits);
 
@@ -241,8 +242,8 @@ typedef struct pyi_batch_item {
 } pyi_batch_item;
 
 /* Appends tokens to several sessions of one model, each at most once, at most 512 tokens together, in one pass over the weights.
- * After PYI_CANCELLED and PYI_MODEL_FILE no session holds more than before; what is in their `logits` is rubbish. `item_size` is
- * sizeof(pyi_batch_item). Of `options` only the poll function counts; may be NULL. */
+ * After a failure no session holds more than before; unless it was PYI_REQUEST or PYI_CONTEXT_FULL, what is in their `logits` is rubbish.
+ * `item_size` is sizeof(pyi_batch_item). Of `options` only the poll function counts; may be NULL. */
 PYI_API pyi_status pyi_model_forward(pyi_model* model, const pyi_batch_item* items, size_t n_items, size_t item_size,
                                      const pyi_eval_options* options);
 

@@ -45,11 +45,14 @@ void Engine::make_room(const Model& model, size_t low_rank) {
   workspace_bytes_.store(workspace_.bytes());
 }
 
+void Engine::check_process() const {
+  if (pool_.alive_here()) return;
+  throw Error(ErrorKind::request,
+              "engine: expected the process that loaded it, found a fork, where its threads do not exist");
+}
+
 Turns::Turn Engine::take_turn() {
-  if (!pool_.alive_here()) {
-    throw Error(ErrorKind::request,
-                "engine: expected the process that loaded it, found a fork, where its threads do not exist");
-  }
+  check_process();
   if (turns_.is_mine())
     throw Error(ErrorKind::request, "engine: expected no step at work in this thread, found one that a poll came from");
   return Turns::Turn(turns_);

@@ -53,6 +53,8 @@ class Engine {
   // Room for steps with adapters that share an input with so many ranks together, over such a model. Waits for a step that runs; not to
   // be called with Python's lock, which such a step may want. Throws as `step` does in a fork and within a poll.
   void make_room(const Model& model, size_t low_rank);
+  // Throws in a fork, where locks may be held by threads that do not exist there.
+  void check_process() const;
   // Throws unless the token is of the vocabulary.
   void check(int32_t token) const;
 

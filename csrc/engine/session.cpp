@@ -20,6 +20,7 @@ void Session::set_adapters(std::shared_ptr<const AdapterSet> adapters) {
   if (adapters && &adapters->engine() != engine_.get()) {
     throw Error(ErrorKind::request, "adapters: expected a set of the session's engine, found one of another");
   }
+  engine_->check_process();
   const std::lock_guard<std::mutex> lock(swap_);
   adapters_.swap(adapters);  // the old one may be freed, after the lock
 }
@@ -30,6 +31,7 @@ std::shared_ptr<const AdapterSet> Session::adapters() const {
 }
 
 bool Session::occupy() {
+  engine_->check_process();
   if (busy_.exchange(true)) return false;
   running_ = adapters();
   return true;

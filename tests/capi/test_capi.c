@@ -671,6 +671,50 @@ static void test_cancel_from_another_thread(void) {
   pyi_model_close(model);
 }
 
+static void* closes_cancelled(void* model) {
+  pthread_cancel(pthread_self());
+  pyi_model_close(model);
+  pthread_testcancel();
+  return NULL;
+}
+
+/* A thread that the system cancels meanwhile closes a model to the end, and ends itself afterwards. */
+static void test_close_by_a_cancelled_thread(void) {
+  for (int32_t threads = 1; threads <= 2; ++threads) {
+    pthread_t thread;
+    void* result = NULL;
+    CHECK(pthread_create(&thread, NULL, closes_cancelled, open_model(threads)) == 0);
+    pthread_join(thread, &result);
+    CHECK(result == PTHREAD_CANCELED);
+  }
+}
+
+static int failed_late;
+
+static void fails_late(void* value) {
+  (void)value;
+  failed_late = pyi_model_open("/a file that is not there, with a name of some length", NULL, NULL) != PYI_OK &&
+                strstr(pyi_last_error(), "expected") != NULL;
+}
+
+static void* fails(void* key) {
+  pyi_model* model = NULL;
+  pyi_model_open("/another file that is not there, with a name of some length", NULL, &model);
+  pthread_setspecific(*(pthread_key_t*)key, key);
+  return NULL;
+}
+
+/* A call may fail, and say why, when the thread is about to end. */
+static void test_errors_of_an_ending_thread(void) {
+  pthread_key_t key;
+  pthread_t thread;
+  CHECK(pthread_key_create(&key, fails_late) == 0);
+  CHECK(pthread_create(&thread, NULL, fails, &key) == 0);
+  pthread_join(thread, NULL);
+  CHECK(failed_late);
+  pthread_key_delete(key);
+}
+
 /* Forks */
 
 static void* steps_until_closed(void* session) {
@@ -688,6 +732,9 @@ static int in_the_child(pyi_model* model, pyi_session* session) {
   if (pyi_adapters_options_init(&none, sizeof none) != PYI_OK) return 6;
   if (pyi_adapters_open(model, &none, &set) != PYI_REQUEST || strstr(pyi_last_error(), "found a fork") == NULL)
     return 7;
+  if (pyi_session_truncate(session, 0) != PYI_REQUEST || strstr(pyi_last_error(), "found a fork") == NULL) return 8;
+  if (pyi_session_set_adapters(session, NULL) != PYI_REQUEST || strstr(pyi_last_error(), "found a fork") == NULL)
+    return 9;
   pyi_session_close(another);
   pyi_session_close(session);
   pyi_model_close(model);
@@ -773,6 +820,8 @@ int main(int argc, char** argv) {
       {"handles", test_handles, 0},
       {"threads", test_threads, 0},
       {"cancel_from_another_thread", test_cancel_from_another_thread, 0},
+      {"close_by_a_cancelled_thread", test_close_by_a_cancelled_thread, 0},
+      {"errors_of_an_ending_thread", test_errors_of_an_ending_thread, 0},
       {"fork", test_fork, 1},
       {"memory", test_memory, 1},
   };

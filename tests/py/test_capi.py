@@ -490,6 +490,28 @@ def test_steps_release_the_interpreter_and_can_be_cancelled(model: capi.Model) -
                 session.eval(np.zeros(512, np.int32), "none", chunk=1)
 
 
+def test_what_another_thread_closes_meanwhile(stories_model_bin: Path) -> None:
+    """A call that runs gives whole results, the next one an error."""
+    with capi.Model(stories_model_bin) as opened:
+        expected = opened.session().step(1)
+        session = opened.session(16)
+        closer = threading.Timer(0.05, session.close)
+        closer.start()
+        with pytest.raises(errors.RequestError, match="found it closed"):
+            while True:
+                np.testing.assert_array_equal(session.step(1), expected)
+                session.truncate(0)
+        closer.join()
+    opened, blob = capi.Model(stories_model_bin), None
+    closer = threading.Timer(0.05, opened.close)
+    closer.start()
+    with pytest.raises(errors.RequestError, match="found it closed"):
+        while True:
+            blob, before = opened.tokenizer(), blob
+            assert before in (None, blob)
+    closer.join()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of this kind are POSIX")
 def test_ctrl_c_ends_a_prefill(model: capi.Model) -> None:
     with model.session() as session:
