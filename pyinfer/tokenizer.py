@@ -46,7 +46,7 @@ class Tokenizer:
         self.pad = metadata.pad
         self.unk = metadata.unk
         self._metadata = metadata
-        self._library = open_vocabulary(metadata.tokenizer, blob, metadata.trim_after)
+        self._library = open_vocabulary(metadata.tokenizer, blob, metadata.trim_after, metadata.first_prefix)
         self._alphabet = _byte_alphabet() if metadata.byte_level else {}
         self._unwritable = bytes(b for c, b in self._alphabet.items() if self.piece_to_id(c) is None)
         self._bytes: dict[int, bytes] = {}

@@ -270,6 +270,7 @@ class TokenizerSource:
     add_bos: bool = False
     add_eos: bool = False
     trim_after: tuple[int, ...] = ()
+    first_prefix: bool = False
 
 
 @dataclass(frozen=True)
@@ -308,6 +309,7 @@ def describe(checkpoint: Checkpoint) -> Metadata:
         add_bos=tokenizer.add_bos,
         add_eos=tokenizer.add_eos,
         trim_after=tokenizer.trim_after,
+        first_prefix=tokenizer.first_prefix,
     )
 
 

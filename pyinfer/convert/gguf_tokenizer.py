@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from pyinfer.convert.checkpoint import TokenizerSource
 from pyinfer.convert.gguf import KeyValues
 from pyinfer.convert.pretokenizers import PreTokenizer, pre_tokenizer
@@ -143,9 +145,11 @@ def _with_ids(
 
 
 def _token_id(keys: KeyValues, name: str, vocabulary: _Vocabulary) -> int | None:
-    """The id of a special token, if the file has one."""
+    """The id of a special token, if the file has one that is in the vocabulary."""
     key = f"{_PREFIX}{name}_token_id"
-    if keys.optional_integer(key, -(1 << 63), (1 << 64) - 1) == _NO_TOKEN:
+    said = keys.optional_integer(key, -(1 << 63), (1 << 64) - 1)
+    beyond = name in ("padding", "unknown") and said is not None and said >= len(vocabulary.tokens)
+    if said == _NO_TOKEN or beyond:  # nothing is computed with those two
         return None
     return keys.optional_integer(key, 0, len(vocabulary.tokens) - 1)
 
@@ -160,6 +164,9 @@ def _sentencepiece(keys: KeyValues, vocabulary: _Vocabulary) -> TokenizerSource:
         )
     last = len(vocabulary.tokens) - 1
     kinds = _with_one_unknown(vocabulary, _token_id(keys, "unknown", vocabulary))
+    if (ranks := scores[np.array(kinds) == NORMAL]).size > 1 and np.all(ranks == ranks[0]):
+        # Converters that had no scores wrote one for all. Ids follow the order of merges, as scores otherwise do.
+        scores = -np.arange(len(kinds), dtype=np.float32)
     texts = [_stored(token, kind) for token, kind in zip(vocabulary.tokens, kinds, strict=True)]
     pieces = [Piece(*entry) for entry in zip(texts, scores.tolist(), kinds, strict=True)]
     # Vocabularies of Gemma have none, which not all of its files say.

@@ -17,7 +17,8 @@ from pyinfer.convert.gguf_tokenizer import END_TOKENS, as_meant
 from pyinfer.convert.sentencepiece_model import CONTROL, USER_DEFINED, Piece, encode_pieces
 from pyinfer.convert.small_file import optional_json, read_json, read_small
 from pyinfer.errors import ModelFileError, UnsupportedError
-from pyinfer.vocabulary import load_library, put_first, stages
+from pyinfer.tokenizer_json import stages
+from pyinfer.vocabulary import adds_space, load_library, put_first
 
 Json = Mapping[str, Any]
 
@@ -56,6 +57,7 @@ def read_tokenizer(
             add_bos=_flag(settings, "add_bos_token", opened.adds_bos and bos is not None),
             add_eos=_flag(settings, "add_eos_token", False),
             trim_after=opened.trim_after,
+            first_prefix=opened.first_prefix,
         )
 
 
@@ -71,6 +73,23 @@ def _without_rows(blob: bytes, n_vocab: int) -> bytes:
     return json.dumps(whole, ensure_ascii=False).encode()
 
 
+def _as_meant(written: Json) -> bytes | None:
+    """tokenizer.json with its tokens of turns as control tokens, which messages cannot spell; None if they are."""
+    added = written.get("added_tokens")
+    tokens = added if isinstance(added, list) else []
+    plain = [
+        token
+        for token in tokens
+        if isinstance(token, dict)
+        and token.get("special") is False
+        and isinstance(token.get("content"), str)
+        and as_meant(token["content"], USER_DEFINED) == CONTROL
+    ]
+    for token in plain:
+        token["special"] = True
+    return json.dumps(written, ensure_ascii=False).encode() if plain else None
+
+
 class _Opened:
     """A tokenizer file that its library has accepted."""
 
@@ -82,6 +101,7 @@ class _Opened:
         self.size = max(ids.values(), default=-1) + 1
         self.byte_level = False
         self.space_prefix = False
+        self.first_prefix = False
         self.adds_bos = False
         self.trim_after: tuple[int, ...] = ()
 
@@ -132,9 +152,9 @@ def _ends(opened: _Opened, config: Json, generation: Json, settings: Json) -> tu
 
 def _library(path: Path, n_vocab: int | None) -> _Opened:
     """tokenizer.json: opened by the library that wrote it, which is the check."""
-    read_json(path)
+    written = read_json(path)
     with in_file(path):
-        blob = read_small(path)
+        blob = _as_meant(written) or read_small(path)
         library = load_library("tokenizers", blob)
         if n_vocab is not None and library.get_vocab_size(with_added_tokens=True) > n_vocab:
             blob = _without_rows(blob, n_vocab)
@@ -175,7 +195,9 @@ def _sentencepiece(folder: Path, settings: Json, n_vocab: int | None) -> _Opened
         ids = {model.IdToPiece(i): i for i in range(model.GetPieceSize())}
         special = {piece for piece, i in ids.items() if model.IsControl(i)}
         opened = _Opened("sentencepiece", blob, ids, special)
-        opened.space_prefix = "".join(model.EncodeAsPieces("a")) != "a"
+        opened.space_prefix = adds_space(model)
+        # Without the "legacy" behaviour that is the default (source: SpmConverter of transformers).
+        opened.first_prefix = opened.space_prefix and not _flag(settings, "legacy", True)
         opened.adds_bos = True
         opened.trim_after = _trimming(settings, model)
         return opened
@@ -209,7 +231,8 @@ def _added_tokens(folder: Path, settings: Json, size: int) -> list[Piece]:
             and isinstance(token.get("content"), str)
         ):
             raise ModelFileError(f"added_tokens_decoder: expected ids and tokens, found {number[:16]!r}")
-        kinds[int(number)] = (token["content"], CONTROL if token.get("special") is True else USER_DEFINED)
+        kind = CONTROL if token.get("special") is True else as_meant(token["content"], USER_DEFINED)
+        kinds[int(number)] = (token["content"], kind)
     later = [i for i in kinds if i >= size]
     if len(set(added.values())) != len(added) or set(later) != set(range(size, size + len(later))):
         raise _gaps(size, later)

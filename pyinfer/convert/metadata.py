@@ -7,12 +7,12 @@ JSON object.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pyinfer.errors import ModelFileError
 
-CONVERTER_VERSION = 4
+CONVERTER_VERSION = 5
 """Goes up when a conversion of the same source would give another file; part of every cache key."""
 
 _MOST = 2.0**63
@@ -59,7 +59,9 @@ class Landing:
 
 @dataclass(frozen=True)
 class Metadata:
-    """All fields of the blob. Token ids are checked against the vocabulary when the tokenizer is opened."""
+    """All fields of the blob; one that is missing, as in files of earlier versions, has its default. Token ids are
+    checked against the vocabulary when the tokenizer is opened.
+    """
 
     name: str
     architecture: str
@@ -76,6 +78,9 @@ class Metadata:
     add_bos: bool = False
     add_eos: bool = False
     trim_after: tuple[int, ...] = ()  # control tokens that swallow the white space after them
+    first_prefix: bool = (
+        False  # the leading space is for a text at the beginning alone, not for one behind a control token
+    )
     source: Source = field(default_factory=lambda: Source("unknown", ()))
     landed: tuple[Landing, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
@@ -93,7 +98,9 @@ class Metadata:
 
     @staticmethod
     def from_json(blob: bytes) -> Metadata:
-        """Reads a blob; any missing, unknown or mistyped field is a ModelFileError that names it."""
+        """Reads a blob; any unknown or mistyped field, and a missing one without a default, is a ModelFileError that
+        names it.
+        """
         try:
             raw = json.loads(blob, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
@@ -150,7 +157,10 @@ def _read_object(kind: Any, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
         raise ModelFileError(f"{where}: expected a JSON object, found {type(raw).__name__}")
     names = {item.name for item in fields(kind)}
-    for word, odd in (("unknown", raw.keys() - names), ("missing", names - raw.keys())):
+    needed = {
+        item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING
+    }
+    for word, odd in (("unknown", raw.keys() - names), ("missing", needed - raw.keys())):
         if odd:
             raise ModelFileError(f"{where}: {word} field {sorted(odd)[0]!r}")
     hints = get_type_hints(kind)

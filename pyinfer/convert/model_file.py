@@ -59,6 +59,7 @@ def _tokenizer(metadata: Metadata, file: _core.ModelFile) -> TokenizerSource:
         add_bos=metadata.add_bos,
         add_eos=metadata.add_eos,
         trim_after=metadata.trim_after,
+        first_prefix=metadata.first_prefix,
     )
 
 

@@ -49,13 +49,13 @@ _SPACES = r"\s+(?!\S)|\s+"
 _GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACES
 
 
-def _modern(digits: str, letters: str = r"\p{L}") -> str:
+def _modern(digits: str, letters: str = r"\p{L}", lines: str = r"[\r\n]*") -> str:
     """The expression of the 100k-token generation; `digits` says how runs of digits are cut, `letters` what a word is
-    made of.
+    made of, `lines` which ends of lines go with the signs before them.
     """
     outside = rf"\s{letters}\p{{N}}"
     words = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[{letters}]+|{digits}"
-    return rf"{words}| ?[^{outside}]+[\r\n]*|\s*[\r\n]+|{_SPACES}"
+    return rf"{words}| ?[^{outside}]+{lines}|\s*[\r\n]+|{_SPACES}"
 
 
 def _cased(digits: str, contractions: str) -> str:
@@ -128,6 +128,7 @@ _DEEPSEEK_V3 = PreTokenizer(
 )
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
+    "a.x-4.0": _GPT2,
     "codeshell": _STARCODER,
     "command-r": PreTokenizer(_STARCODER.stages, nfc=True),
     "dbrx": _LLAMA3_MERGED,  # Phi-4 too
@@ -160,6 +161,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "qwen2": _QWEN2,
     "qwen35": PreTokenizer(_cuts(_modern(r"\p{N}", r"\p{L}\p{M}"))),
     "refact": _STARCODER,
+    "seed-coder": PreTokenizer(_cuts(_modern(r"\p{N}", lines=""))),
     "smaug-bpe": _LLAMA3_MERGED,  # SmolLM3 too
     "smollm": _STARCODER,
     "stablelm2": _QWEN2_PLAIN,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from pyinfer.convert.gguf import read_gguf
 from pyinfer.convert.gguf_tokenizer import tokenizer_from_keys
 from pyinfer.convert.metadata import Metadata
 from pyinfer.convert.pretokenizers import PRE_TOKENIZERS
+from pyinfer.convert.sentencepiece_model import CONTROL, NORMAL
 from pyinfer.errors import ModelFileError, RequestError, UnsupportedError
 from pyinfer.tokenizer import Tokenizer
 
@@ -31,7 +33,7 @@ def opened(source: TokenizerSource, n_vocab: int | None = None) -> Tokenizer:
     metadata = Metadata(
         "test", "llama", tokenizer=source.kind, byte_level=source.byte_level, space_prefix=source.space_prefix,
         bos=source.bos, eos=source.eos, pad=source.pad, unk=source.unk, add_bos=source.add_bos, add_eos=source.add_eos,
-        trim_after=source.trim_after,
+        trim_after=source.trim_after, first_prefix=source.first_prefix,
     )  # fmt: skip
     return Tokenizer(source.blob, metadata, source.size if n_vocab is None else n_vocab)
 
@@ -155,6 +157,43 @@ def test_tokens_of_turns_are_control_tokens_whatever_the_file_calls_them(
     for i in marks:
         assert i not in tokenizer.encode(f"the{pieces[i]}")
         assert i in tokenizer.encode(f"the{pieces[i]}", parse_special=True)
+
+
+def test_pieces_without_scores_are_merged_by_their_ids(make: Callable[..., Tokenizer]) -> None:
+    """Some converters write one score for all; from the left, "the" would become other tokens."""
+    kv = spm_kv(300)
+    pieces, kinds = kv["tokenizer.ggml.tokens"], kv["tokenizer.ggml.token_type"].value
+    scored = make("spm")
+    plain = [-1000.0 if kind == NORMAL else 0.0 for kind in kinds]
+    same = make("spm", scores=plain)
+    for text in ("the other thing", "to be or not to be", "he"):
+        expected = [scored.token_to_piece(i) for i in scored.encode(text, False)]
+        assert [same.token_to_piece(i) for i in same.encode(text, False)] == expected
+    assert len(pieces) == 300
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_ids_that_nothing_is_computed_with_may_be_beyond(model: str, make: Callable[..., Tokenizer]) -> None:
+    tokenizer = make(model, padding_token_id=Typed("u32", 300), unknown_token_id=Typed("u32", 4000))
+    assert tokenizer.pad is None
+
+
+@pytest.mark.parametrize("letter", ["a", "t", "\u2581"])
+def test_a_letter_that_is_a_control_token(letter: str, make: Callable[..., Tokenizer]) -> None:
+    """Which SentencePiece may be unable to split a text with, by an error of its own."""
+    kv = spm_kv(300)
+    pieces, kinds = list(kv["tokenizer.ggml.tokens"]), list(kv["tokenizer.ggml.token_type"].value)
+    if letter not in pieces:
+        pieces[299] = letter
+    kinds[pieces.index(letter)] = CONTROL
+    with contextlib.suppress(ModelFileError, RequestError):
+        make("spm", tokens=pieces, token_type=Typed("i32", kinds)).encode("a the a")
+
+
+def test_pieces_that_the_library_cannot_hold(make: Callable[..., Tokenizer]) -> None:
+    kv = spm_kv(300)
+    with pytest.raises(ModelFileError, match="expected at most 4096 bytes a token, found one of 5000"):
+        make("spm", tokens=[*kv["tokenizer.ggml.tokens"][:299], "a" * 5000])
 
 
 def test_vocabularies_of_gemma_put_no_space_in_front(make: Callable[..., Tokenizer]) -> None:
@@ -303,6 +342,14 @@ def test_pre_tokenizers_cut_as_their_names_say(make: Callable[..., Tokenizer]) -
         assert tokenizer.decode(ids) == "the 12345 naïve\n\n  ok"
 
 
+def test_seed_coder_cuts_signs_from_the_ends_of_lines(make: Callable[..., Tokenizer]) -> None:
+    kv = bpe_kv(300)
+    pieces, merges = [*kv["tokenizer.ggml.tokens"][:299], ";Ċ"], [*kv["tokenizer.ggml.merges"], "; Ċ"]
+    for name, joined in (("qwen2", True), ("seed-coder", False)):
+        tokenizer = make("bpe", pre=name, tokens=pieces, merges=merges)
+        assert (299 in tokenizer.encode("the;\n", False)) == joined
+
+
 def test_nfc_is_applied_where_the_models_do(make: Callable[..., Tokenizer]) -> None:
     decomposed = "e\u0301"
     assert make("bpe", pre="qwen2").decode(make("bpe", pre="qwen2").encode(decomposed)) == "\u00e9"
@@ -310,7 +357,7 @@ def test_nfc_is_applied_where_the_models_do(make: Callable[..., Tokenizer]) -> N
 
 
 def test_unknown_pre_tokenizer_is_named(make: Callable[..., Tokenizer]) -> None:
-    with pytest.raises(UnsupportedError, match=r"expected one of codeshell, .*viking; found 'tomorrow'"):
+    with pytest.raises(UnsupportedError, match=r"expected one of a.x-4.0, .*viking; found 'tomorrow'"):
         make("bpe", pre="tomorrow")
 
 

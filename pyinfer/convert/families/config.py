@@ -136,7 +136,7 @@ class Config:
             rope_magnitude=1.0,
             attention_scale=1 / math.sqrt(head_dim),
             tied_head=self.flag("tie_word_embeddings"),
-        )
+        ).check()  # before anything is made of these sizes
 
     def _rotating_share(self) -> float:
         inner = self.rope_settings().get("partial_rotary_factor")
@@ -219,6 +219,7 @@ _SCALINGS: dict[str, tuple[str, ...]] = {
     "llama3": ("low_freq_factor", "high_freq_factor"),
     "yarn": (
         "attention_factor",
+        "attn_factor",
         "beta_fast",
         "beta_slow",
         "finetuned",
@@ -228,7 +229,8 @@ _SCALINGS: dict[str, tuple[str, ...]] = {
     ),
     "longrope": ("attention_factor", "short_factor", "long_factor"),
 }
-"""Kinds of scaling and what they read besides the common settings; `finetuned` tells how the model came about."""
+"""Kinds of scaling and what they read besides the common settings; `finetuned` tells how the model came about, and
+`attn_factor` counts neither in transformers nor in llama.cpp (DeepSeek-R1-0528-Qwen3-8B has it)."""
 
 
 class _Scaling:

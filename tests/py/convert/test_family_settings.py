@@ -85,6 +85,21 @@ def test_stretched_contexts(tmp_path: Path) -> None:
     assert opened("llama_yarn", tmp_path, yarn).spec.context == 256
 
 
+def test_a_factor_of_yarn_that_transformers_does_not_read(tmp_path: Path) -> None:
+    """DeepSeek-R1-0528-Qwen3-8B has it."""
+    scaling = family_golden.config("llama_yarn")["rope_parameters"]
+    assert_same(
+        opened("llama_yarn", tmp_path, {"rope_parameters": {**scaling, "attn_factor": 0.87}}),
+        convert.open_source(FOLDER / "llama_yarn"),
+    )
+
+
+@pytest.mark.parametrize("setting", ["head_dim", "hidden_size", "intermediate_size", "vocab_size"])
+def test_sizes_are_checked_before_anything_is_made_of_them(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"expected [12] to \d+, found 2147483646"):
+        opened("llama_yarn", tmp_path, {setting: 2147483646})
+
+
 def test_what_a_model_says_of_its_context_in_other_words(tmp_path: Path) -> None:
     """Vicuna and LongChat of 16,384 positions, beside a linear scaling."""
     length = convert.open_source(FOLDER / "llama_linear").spec.context

@@ -127,13 +127,32 @@ def test_unigram_of_tokenizer_json(scheme: str, tmp_path: Path) -> None:
 
 def test_added_tokens_of_spaces_are_spaces(tmp_path: Path) -> None:
     """Conversions of Gemma's vocabulary list its runs of spaces as added tokens, with U+2581 as in the pieces."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "t", "h", "e", "▁▁", "▁▁▁", "\n\n"]
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "▁",
+        "t",
+        "h",
+        "e",
+        "▁▁",
+        "▁▁▁",
+        "\n\n",
+    ]
     model = tokenizers.models.BPE(
-        {piece: i for i, piece in enumerate(pieces)}, [("▁", "▁"), ("▁▁", "▁")], byte_fallback=True, unk_token="<unk>"
+        {piece: i for i, piece in enumerate(pieces)},
+        [("▁", "▁"), ("▁▁", "▁")],
+        byte_fallback=True,
+        unk_token="<unk>",
     )
     made = tokenizers.Tokenizer(model)
     made.normalizer = tokenizers.normalizers.Replace(" ", "▁")
-    decoders = [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    decoders = [
+        tokenizers.decoders.Replace("▁", " "),
+        tokenizers.decoders.ByteFallback(),
+        tokenizers.decoders.Fuse(),
+    ]
     made.decoder = tokenizers.decoders.Sequence(decoders)
     made.add_special_tokens(["<unk>", "<s>", "</s>"])
     made.add_tokens([tokenizers.AddedToken(run, normalized=False) for run in ("▁▁", "▁▁▁", "\n\n")])
@@ -144,6 +163,67 @@ def test_added_tokens_of_spaces_are_spaces(tmp_path: Path) -> None:
         assert ids == made.encode(text, add_special_tokens=False).ids
         assert tokenizer.decode(ids) == made.decode(ids) == text
     assert "▁▁▁" in map(tokenizer.token_to_piece, tokenizer.encode("the   the"))
+
+
+def test_tokens_of_turns_are_control_tokens_whatever_tokenizer_json_calls_them(tmp_path: Path) -> None:
+    """Those of DeepSeek-R1-Distill-Qwen are named ordinary ones, and messages could spell them."""
+    made = tokenizers.Tokenizer.from_str(unigram_json("never"))
+    made.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in ("<｜User｜>", "<think>")])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = read(tmp_path)
+    turn, thought = made.token_to_id("<｜User｜>"), made.token_to_id("<think>")
+    assert tokenizer.is_special(turn) and not tokenizer.is_special(thought)
+    assert turn not in tokenizer.encode("the<｜User｜>", False)
+    assert tokenizer.encode("the<｜User｜>", False, parse_special=True)[-1] == turn
+    assert thought in tokenizer.encode("the<think>", False)
+
+
+def test_tokens_of_turns_that_a_folder_adds_are_control_tokens(tmp_path: Path) -> None:
+    """Nous-Hermes-2-SOLAR has "special": false at one of them; text behind it begins with a space."""
+    (tmp_path / "tokenizer.model").write_bytes(model(model_type="bpe"))
+    size = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model")).GetPieceSize()
+    added = {"content": "<|im_start|>", "special": False, "lstrip": False, "rstrip": False}
+    tokenizer = read(tmp_path, {"added_tokens_decoder": {str(size): added}})
+    ids = tokenizer.encode("<|im_start|>river", False, parse_special=True)
+    assert ids == [size, *tokenizer.encode("river", False)]
+    assert size not in tokenizer.encode("<|im_start|>", False)
+
+
+def test_the_space_in_front_is_for_the_beginning_where_legacy_is_off(tmp_path: Path) -> None:
+    """As tokenizer.json has it with the scheme "first"."""
+    (tmp_path / "tokenizer.model").write_bytes(model(model_type="bpe"))
+    old, new = read(tmp_path), read(tmp_path, {"legacy": False})
+    parts = ["river", "</s>", "river", "</s>", " the"]
+    first, end = old.encode("river", False), [2]
+    spelled = [new.token_to_piece(i) for i in new.encode_parts(parts)]
+    assert old.encode_parts(parts) == [*first, *end, *first, *end, *old.encode("the", False)]
+    assert new.encode("river", False) == first and "".join(spelled) == "▁river</s>river</s>▁the"
+    assert new.decode(new.encode_parts(parts)) == "riverriver the"
+
+
+def replaced(content: str, stages: int) -> dict[str, Any]:
+    stage = {"type": "Replace", "pattern": {"String": "a"}, "content": content}
+    return {"type": "Sequence", "normalizers": [stage] * stages}
+
+
+def test_stages_that_would_fill_all_memory_are_refused(tmp_path: Path) -> None:
+    """The library runs normalizers over its added tokens as it opens, and ends the process where memory ends."""
+    whole = json.loads(unigram_json("never"))
+    whole["added_tokens"].append({**whole["added_tokens"][0], "id": 400, "content": "a", "normalized": True})
+    doubled = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    expected = r"expected stages that make a text at most 64 times as long, found \d+ times"
+    for key, value in (
+        ("normalizer", replaced("a" * 16, 12)),
+        ("normalizer", {"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 64}),
+        ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [doubled] * 40}),
+    ):
+        text = json.dumps({**whole, key: value})
+        for written in (text, text.replace("Replace", "Repl\\u0061ce")):
+            (tmp_path / "tokenizer.json").write_text(written)
+            with pytest.raises(ModelFileError, match=expected):
+                read(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**whole, "normalizer": replaced("▁", 12)}))
+    assert read(tmp_path)
 
 
 def test_control_tokens_of_tokenizer_json_that_swallow_white_space(tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ def test_round_trip_of_any_values(name: str, licence: str | None, eos: list[int]
     assert Metadata.from_json(blob) == metadata
 
 
+def test_fields_that_earlier_versions_did_not_know_have_their_defaults() -> None:
+    read = Metadata.from_json(b'{"name": "x", "architecture": "llama"}')
+    assert read == Metadata("x", "llama")
+
+
 @pytest.mark.parametrize(
     ("blob", "word"),
     [
