@@ -137,7 +137,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     try:
         with open(temporary, "xb") as file:  # not mkstemp, whose files others cannot read: caches are shared
             file.write(data)
-        os.replace(temporary, path)
+        files.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -14,6 +15,7 @@ assert sys.platform != "win32"
 import fcntl  # noqa: E402 (type checkers must know the system first)
 
 _MOST_VIEWS = 1024  # IOV_MAX of Linux and macOS
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def open_to_read(path: Path) -> int:
@@ -33,7 +35,16 @@ def write_at(descriptor: int, views: Iterable[memoryview], offset: int) -> int:
 
 def lock(descriptor: int) -> None:
     """Waits for the lock."""
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    _flock(descriptor, fcntl.LOCK_EX)
+
+
+def _flock(descriptor: int, how: int) -> None:
+    """Locks, where the file system has locks: those of some clusters have none, and work is done twice there."""
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 def open_locked(path: Path) -> int:
@@ -41,7 +52,7 @@ def open_locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         except BlockingIOError:
@@ -49,13 +60,16 @@ def open_locked(path: Path) -> int:
             raise BlockingIOError(
                 errno.EAGAIN, "another conversion is writing this file", str(path)
             ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 
 def publish(descriptor: int, temporary: Path, output: Path) -> None:
     """Renames while the lock is held."""
     try:
-        os.replace(temporary, output)
+        replace(temporary, output)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -64,13 +78,19 @@ def publish(descriptor: int, temporary: Path, output: Path) -> None:
     _sync_folder(output.parent)
 
 
+def replace(temporary: Path, output: Path) -> None:
+    """Renames."""
+    os.replace(temporary, output)
+
+
 def _sync_folder(path: Path) -> None:
-    """Makes the rename outlast a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Makes the rename outlast a power cut, where the folder may be read and the file system can: the file is there."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def discard(descriptor: int, temporary: Path) -> None:

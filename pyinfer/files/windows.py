@@ -24,6 +24,7 @@ _LOCKED_BYTE = (
     0x7FFFFFFE  # locks are of ranges, and keep readers out too: the last byte that the C library can lock
 )
 _MOST = 1 << 24  # bytes a call
+_REPLACE_SECONDS = 2.0
 _place = Lock()
 
 
@@ -80,11 +81,23 @@ def publish(descriptor: int, temporary: Path, output: Path) -> None:
     """Closes, then renames. If another takes the lock in between, the rename fails: the other has the file open."""
     os.close(descriptor)
     try:
-        os.replace(temporary, output)
+        replace(temporary, output)
     except OSError as error:
         _remove(temporary)
         text = "cannot be replaced: a program has it open, or it is write-protected"
         raise OSError(error.errno, text, str(output)) from None
+
+
+def replace(temporary: Path, output: Path) -> None:
+    """Renames; tries again for a while, since indexers and scanners of viruses open what is new for a moment."""
+    until = time.monotonic() + _REPLACE_SECONDS
+    while True:
+        try:
+            return os.replace(temporary, output)
+        except PermissionError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(_LOCK_SECONDS)
 
 
 def discard(descriptor: int, temporary: Path) -> None:

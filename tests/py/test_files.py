@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -129,6 +129,51 @@ def test_publish_replaces_and_discard_removes(module: ModuleType, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and output.read_bytes() == b"new"
     with pytest.raises(OSError, match=r"[Bb]ad file descriptor"):
         os.fstat(descriptor)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="these are POSIX")
+def test_file_systems_without_locks_and_folders_that_cannot_be_synchronised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lustre without its option, NFS without its daemon; CIFS, and folders that may be written but not read."""
+    import fcntl
+
+    def refused(code: int) -> Callable[..., None]:
+        def refuse(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        return refuse
+
+    for code in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
+        monkeypatch.setattr(fcntl, "flock", refused(code))
+        monkeypatch.setattr(os, "fsync", refused(errno.EINVAL))
+        descriptor = files.open_locked(tmp_path / ".a.partial")
+        files.lock(descriptor)
+        files.publish(descriptor, tmp_path / ".a.partial", tmp_path / "a")
+    before = len(os.listdir("/dev/fd"))
+    monkeypatch.setattr(fcntl, "flock", refused(errno.EIO))
+    with pytest.raises(OSError, match=r"Input/output error"):
+        files.open_locked(tmp_path / "a")
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_a_replacement_waits_for_whoever_has_the_file_open(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if module is files:
+        pytest.skip("of Windows")
+    tries, replace = [0], os.replace
+
+    def busy(old: Path, new: Path) -> None:
+        tries[0] += 1
+        if tries[0] < 3:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", busy)
+    (tmp_path / "new").write_bytes(b"new")
+    module.replace(tmp_path / "new", tmp_path / "a")
+    assert (tries[0], (tmp_path / "a").read_bytes()) == (3, b"new")
 
 
 def test_a_failed_replacement_leaves_nothing_behind(module: ModuleType, tmp_path: Path) -> None:

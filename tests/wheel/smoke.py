@@ -7,6 +7,7 @@ Standard library and pyinfer only. Run it with that interpreter and nothing else
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
@@ -71,10 +72,20 @@ def check_package() -> None:
         raise SystemExit("a file that is no model: expected an error, found none")
 
 
+def check_library() -> None:
+    """The library with the C interface can be loaded by itself, with all that it needs."""
+    import pyinfer as package
+
+    names = {"Windows": "pyinfer.dll", "Darwin": "libpyinfer.dylib"}
+    path = Path(package.__file__).parent / names.get(platform.system(), "libpyinfer.so")
+    expect("the version of the C interface", ctypes.CDLL(str(path)).pyi_abi_version(), 1)
+
+
 def main() -> None:
     """Runs all checks."""
     print(f"{platform.platform()}, Python {platform.python_version()}, {platform.machine()}")
     check_package()
+    check_library()
     runs_here = check_sets()
     with tempfile.TemporaryDirectory() as folder:
         cache = {"PYINFER_CACHE": folder}
