@@ -9,7 +9,7 @@ import datetime
 import functools
 import json
 import string
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from pyinfer.template.budget import CHARS_PER_UNIT, Refused, concat, counted, spend, text_of, weigh, weighed
@@ -155,10 +155,11 @@ GLOBALS: dict[str, Callable[..., Any]] = {"raise_exception": _raise_exception, "
 
 
 def paid(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose result is weighed."""
+    """A filter whose result is weighed. A lazy one stays so, which templates can tell: it is true, and read once."""
 
     @functools.wraps(function)
     def filter_(*args: Any, **kwargs: Any) -> Any:
-        return weighed(function(*args, **kwargs))
+        made = function(*args, **kwargs)
+        return counted(made) if isinstance(made, Iterator) else weighed(made)
 
     return filter_
