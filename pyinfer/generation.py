@@ -141,7 +141,7 @@ def chunks(timeline: Timeline, tokenizer: Tokenizer, request: Request) -> Chunks
             if answer.matcher.stopped:
                 reason = "stop"
                 break
-            if text:
+            if text or answer.pieces is None:  # tokens are all there is
                 yield answer.chunk(text)
                 text = ""
                 clock.resumed()

@@ -163,19 +163,30 @@ def _by_name(name: str, wanted: _Wanted) -> Path:
     if not wanted.cache:
         with published(name, progress=wanted.progress) as source:
             return _converted(source, name, _origin(name), wanted)[0]
-    from pyinfer import convert
-
     alias = _alias(name, wanted.weights)
     moved = wanted.fresh and name not in KNOWN  # what KNOWN pins cannot have changed
 
-    def kept() -> Path | None:
-        found = None if moved else store.named(alias)
-        return found if found and convert.is_sound(found) else None
+    def before() -> Path | None:
+        return None if moved else kept(alias)
 
-    if found := kept():  # without a lock, which a cache that cannot be written has none of
+    if found := before():  # without a lock, which a cache that cannot be written has none of
         return found
     with store.locked(alias):
-        return kept() or _fetched(name, alias, wanted)
+        return before() or _fetched(name, alias, wanted)
+
+
+def kept(alias: str) -> Path | None:
+    """The whole model.bin that the cache remembers by an alias."""
+    from pyinfer import convert
+
+    found = store.named(alias)
+    return found if found and convert.is_sound(found) else None
+
+
+def converted_before(name: str) -> str:
+    """The key of what a name was last converted to; empty if it never was."""
+    found = store.named(_alias(name, None))
+    return found.stem if found else ""
 
 
 def _fetched(name: str, alias: str, wanted: _Wanted) -> Path:

@@ -110,7 +110,12 @@ def merged(
     into: Into | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The path of a model.bin with a stack in its weights, made once, into the cache."""
+    """The path of a model.bin with a stack in its weights, made once, into the cache; what was made of a name before is
+    taken from there without asking the network.
+    """
+    alias = _alias(name_or_path, weighted, into) if hub.is_name(name_or_path) else ""
+    if alias and (made := hub.kept(alias)):
+        return made
     with _source(name_or_path, progress) as path:
         key = _key(path, weighted, into)
         where = f"{name_or_path} with {described(weighted)}"
@@ -118,7 +123,10 @@ def merged(
         def make(output: Path) -> None:
             convert_merged(path, output, weighted, into=into, progress=progress)
 
-        return store.add(key, f"{path.name}+{described(weighted)}", where, make, convert.is_sound)
+        made = store.add(key, f"{path.name}+{described(weighted)}", where, make, convert.is_sound)
+    if alias:
+        store.remember(alias, key)
+    return made
 
 
 @contextlib.contextmanager
@@ -132,7 +140,16 @@ def _source(name_or_path: str | Path, progress: Progress | None) -> Iterator[Pat
 
 
 def _key(path: Path, weighted: Weighted, into: Into | None) -> str:
-    _require_unchanged(weighted)
     base = key_of([path], None) if hub.is_model_file(path) else convert.content_key(path)
+    return _digest([base], weighted, into)
+
+
+def _alias(name: str | Path, weighted: Weighted, into: Into | None) -> str:
+    """What the cache remembers a name with a stack by; another once the name was fetched anew."""
+    return _digest([str(name), hub.converted_before(str(name))], weighted, into)
+
+
+def _digest(base: list[str], weighted: Weighted, into: Into | None) -> str:
+    _require_unchanged(weighted)
     stack = [(key_of(adapter.source.paths, None), weight) for adapter, weight in weighted]
-    return hashlib.sha256(json.dumps([base, stack, into]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([*base, stack, into]).encode()).hexdigest()[:32]

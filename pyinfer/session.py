@@ -50,6 +50,11 @@ class Session(Answering):
         self._choosing = threading.Lock()  # what `adapters` says and what the next step takes are one
 
     @property
+    def model(self) -> Model:
+        """The model that it was made by."""
+        return self._model
+
+    @property
     def adapters(self) -> Weighted:
         """The stack of adapters, in order, with their weights. May be assigned whatever `load` takes as `adapters`."""
         return self._stack.weighted

@@ -47,10 +47,13 @@ class Shelf:
     """Adapters by name, and their stacks. Every method may be called from any thread."""
 
     def __init__(self, file: _core.ModelFile, engine: _core.Engine, architecture: str) -> None:
-        self._file = file
+        self._file: _core.ModelFile | None = file
         self._architecture = architecture
         self._engine: _core.Engine | None = engine
         self._known: dict[str, Adapter] = {}
+        self._added: set[str] = (
+            set()
+        )  # names that somebody gave; the others go with what was read from a path
         self._by_path: dict[Path, Adapter] = {}
         self._packed: OrderedDict[tuple[tuple[int, float], ...], tuple[Weighted, Overlay]] = OrderedDict()
         self._lock = threading.RLock()
@@ -81,6 +84,7 @@ class Shelf:
                 raise RequestError(f"adapters: expected a name that is free, found {known_as!r} taken")
             self._pack(((found, 1.0),))
             self._known[known_as] = found
+            self._added.add(known_as)
         return found
 
     def remove(self, name: str) -> None:
@@ -89,6 +93,7 @@ class Shelf:
             if name not in self._known:
                 raise RequestError(f"adapters: expected {self._names()}, found {name!r}")
             gone = self._known.pop(name)
+            self._added.discard(name)
             self._by_path = {path: kept for path, kept in self._by_path.items() if kept is not gone}
             for key in [key for key in self._packed if any(one == id(gone) for one, _ in key)]:
                 del self._packed[key]
@@ -116,9 +121,9 @@ class Shelf:
             raise
 
     def clear(self) -> None:
-        """Frees all stacks, for the end of the model."""
+        """Frees all stacks and lets go of the file, for the end of the model."""
         with self._lock:
-            self._engine = None
+            self._engine = self._file = None
             self._packed.clear()
             self.default = EMPTY
 
@@ -147,7 +152,8 @@ class Shelf:
         before = self._by_path.pop(path, None)
         self._by_path[path] = read
         while len(self._by_path) > MOST_READ:
-            del self._by_path[next(iter(self._by_path))]
+            gone = self._by_path.pop(next(iter(self._by_path)))
+            self._known = {n: one for n, one in self._known.items() if one is not gone or n in self._added}
         if self._known.setdefault(read.name, read) is before:
             self._known[read.name] = read
 
@@ -190,7 +196,7 @@ class Shelf:
         from pyinfer.convert.checkpoint import Spec
         from pyinfer.stack import base_reader, stacked
 
-        if self._engine is None:
+        if self._engine is None or self._file is None:
             raise RequestError("the model is closed")
         spec = Spec(**self._file.spec)
         stack = stacked(weighted, spec, base_reader(self._file), self._architecture)

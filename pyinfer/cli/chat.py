@@ -175,8 +175,10 @@ class Chat:
             lines = str(told[0]["content"]).split("\n") if told else ["There is no system message."]
             terminal.note("\n".join(map(plain, lines)))
             return
-        rest = self.session.messages[len(self._system()) :]
-        self.session.messages = ({"role": "system", "content": text}, *rest)
+        told_anew, rest = {"role": "system", "content": text}, self.session.messages[len(self._system()) :]
+        asked = [told_anew, {"role": "user", "content": "?"}]
+        self.session.model.chat_tokens(asked, **(self.asked or {}))  # or says that there is no such role
+        self.session.messages = (told_anew, *rest)
 
     def _system(self) -> tuple[Any, ...]:
         """The system message, if there is one."""

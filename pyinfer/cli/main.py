@@ -73,7 +73,9 @@ def _exit_code(arguments: list[str]) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in VERBS:
-        _parser().parse_args(arguments or ["--help"])
+        parser = _parser()
+        parser.parse_args(arguments or ["--help"])
+        parser.error("expected a verb first")
     verb, *rest = arguments
     module: Any = importlib.import_module(f"pyinfer.cli.{verb}")
     parser = Parser(prog=f"pyinfer {verb}", description=module.__doc__, formatter_class=_Formatter)
@@ -124,9 +126,14 @@ def _gone() -> int:
 
 
 def _write_any_text() -> None:
-    """Where the terminal's encoding lacks a character, a replacement is written instead of a traceback."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    """Where the terminal's encoding lacks a character, a replacement is written instead of a traceback. What goes to a
+    file or another program is UTF-8 on Windows too, as what comes in must be.
+    """
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return
+    if sys.platform == "win32" and not sys.stdout.isatty() and "PYTHONIOENCODING" not in os.environ:
+        sys.stdout.reconfigure(encoding="utf-8")
+    sys.stdout.reconfigure(errors="replace")
 
 
 def _drop_output(*, try_first: bool = False) -> None:

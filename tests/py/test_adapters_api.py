@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 import lora_writer as lw
 import pyinfer
 from lora_golden import FOLDER, base_folder, named
-from pyinfer import Adapter, Model, convert, load, merging
+from pyinfer import Adapter, Model, convert, hub, load, merging
 from pyinfer.checking import agreement, look
 from pyinfer.convert.checkpoint import Spec
 from pyinfer.errors import MemoryLimitError, ModelFileError, RequestError, UnsupportedError
@@ -23,6 +24,7 @@ from pyinfer.shelf import MOST_READ
 from pyinfer.stack import Stack, base_reader, stacked
 from reference.llama import kl
 
+STORIES = Path(__file__).parents[1] / "data" / "stories260K.bin"
 TOKENS = [1, 403, 7, 99, 250, 31]
 PROMPT = {"max_tokens": 8, "temperature": 0.0}
 
@@ -82,10 +84,15 @@ def test_packed_stacks_make_room_for_another(
 
 
 def test_adapters_named_by_their_paths_do_not_pile_up(own: Model, tmp_path: Path) -> None:
+    given = own.add_adapter(lw.plain(tmp_path / "given", 1))
     for i in range(MOST_READ + 5):
         own.shelf.stack([lw.plain(tmp_path / str(i) / "adapter", i)])
     assert len(own.shelf._by_path) == MOST_READ
-    assert list(own.adapters) == ["adapter"]
+    assert list(own.adapters) == ["given", "adapter"]
+    for i in range(MOST_READ + 5):
+        own.shelf.stack([lw.plain(tmp_path / f"adapter {i}", i)])
+    assert list(own.adapters) == ["given", *(f"adapter {i}" for i in range(5, MOST_READ + 5))]
+    assert own.adapters["given"] is given
 
 
 def test_names_paths_and_adapters_are_the_same(own: Model, adapters: tuple[Adapter, Adapter]) -> None:
@@ -366,6 +373,24 @@ def test_merged_at_load_is_attached(
             assert kl(expected.astype(np.float64), model.logits(TOKENS)).max() < 1e-6
             assert model.metadata.options["adapters"] == "sql:1+tone:-0.3"
     assert len(list((tmp_path / "models").glob("*.bin"))) == 1
+
+
+def test_a_name_is_merged_once_without_asking_again(
+    adapters: tuple[Adapter, Adapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYINFER_CACHE", str(tmp_path))
+    asked = []
+
+    @contextlib.contextmanager
+    def published(name: str, **_: object) -> Iterator[Path]:
+        asked.append(name)
+        yield STORIES
+
+    monkeypatch.setattr(hub, "published", published)
+    first = merging.merged("hf:tiny/stories", ((adapters[0], 1.0),))
+    assert merging.merged("hf:tiny/stories", ((adapters[0], 1.0),)) == first and len(asked) == 1
+    assert merging.merged("hf:tiny/stories", ((adapters[0], 0.5),)) != first and len(asked) == 2
+    assert merging.merged("hf:tiny/other", ((adapters[0], 1.0),)) == first and len(asked) == 3
 
 
 def test_a_model_file_keeps_its_formats(

@@ -376,3 +376,16 @@ def test_an_import_is_light() -> None:
 def test_known_names_are_those_of_the_hub() -> None:
     with pytest.raises(ModelFileError, match="|".join(hub.KNOWN)):
         load("nosuchmodel")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc/self/maps here")
+def test_a_closed_model_lets_go_of_its_file(stories_model_bin: Path) -> None:
+    """Though a name still stands for the model: Windows would not have the file replaced meanwhile."""
+    name = str(stories_model_bin.resolve())
+    before = Path("/proc/self/maps").read_text().count(name)
+    model = load(stories_model_bin, threads=1)
+    assert Path("/proc/self/maps").read_text().count(name) > before
+    model.close()
+    assert Path("/proc/self/maps").read_text().count(name) == before
+    with pytest.raises(RequestError, match="closed"):
+        model.generate("a")

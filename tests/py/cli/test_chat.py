@@ -75,6 +75,16 @@ def test_system_message_and_clear(talk: Chat, capsys: pytest.CaptureFixture[str]
     assert "Be long." in capsys.readouterr().err
 
 
+def test_a_system_message_that_the_format_has_no_place_for(
+    tiny_chat: pyinfer.Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tiny_chat.session() as session:
+        talk = Chat(session, GREEDY, {"format": "koala"})
+        talk.hear("/system Be brief.")
+        assert "expected no system message" in capsys.readouterr().err
+        assert session.messages == ()
+
+
 def test_a_system_message_from_a_file_reaches_no_terminal_raw(
     talk: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

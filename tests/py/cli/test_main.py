@@ -99,6 +99,7 @@ def test_version_is_that_of_the_package() -> None:
         ["bench", "m", "-t", "1,0"],
         ["eval", "m"],
         ["convert", "m"],
+        ["--", "list"],
     ],
 )
 def test_wrong_usage_is_one_line_and_2(arguments: list[str]) -> None:
