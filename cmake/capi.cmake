@@ -18,7 +18,7 @@ add_library(pyinfer_c SHARED
   csrc/api/capi_sampler.cpp
   csrc/api/capi_session.cpp)
 add_library(pyinfer::pyinfer ALIAS pyinfer_c)
-set_target_properties(pyinfer_c PROPERTIES OUTPUT_NAME pyinfer EXPORT_NAME pyinfer)
+set_target_properties(pyinfer_c PROPERTIES OUTPUT_NAME pyinfer EXPORT_NAME pyinfer UNITY_BUILD ON)
 target_link_libraries(pyinfer_c PRIVATE pyinfer_core)
 target_compile_definitions(pyinfer_c PRIVATE PYINFER_BUILDS_LIBRARY PYINFER_VERSION="${PYINFER_VERSION}")
 target_include_directories(pyinfer_c INTERFACE
