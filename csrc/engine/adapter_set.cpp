@@ -190,14 +190,14 @@ struct AdapterSet::Part {
   }
 };
 
-struct AdapterSet::Stand {
+struct AdapterSet::Replacement {
   const ReplacedTensor& tensor;
   Role role;
   uint32_t layer;
   RoleShape shape;
   mutable uint8_t* bytes = nullptr;
 
-  static Stand find(const ReplacedTensor& tensor, const ModelSpec& spec) {
+  static Replacement find(const ReplacedTensor& tensor, const ModelSpec& spec) {
     const std::string name = place_name(tensor.role, tensor.layer);
     const auto [role, layer] = find_place(spec, tensor.role, tensor.layer);
     if (role == Role::rope_freqs || role == Role::rope_freqs_local || role == Role::rope_freqs_long)
@@ -212,44 +212,58 @@ struct AdapterSet::Stand {
   Format format() const { return shape.vector ? Format::vector : tensor.format; }
 };
 
-AdapterSet::AdapterSet(std::shared_ptr<Engine> engine, std::span<const AdapterModule> modules,
-                       std::span<const ReplacedTensor> replaced)
-    : engine_(std::move(engine)), touches_linears_(!modules.empty()) {
-  const ModelSpec& spec = engine_->spec();
+std::vector<AdapterSet::Part> AdapterSet::parts_of(std::span<const AdapterModule> modules, const ModelSpec& spec) {
   std::vector<Part> parts;
-  std::vector<Stand> stands;
   std::set<std::pair<size_t, size_t>> places;
-  std::set<std::pair<Role, uint32_t>> roles;
   for (const AdapterModule& module : modules) {
     parts.push_back(Part::find(module, spec));
     if (!places.insert({parts.back().input, parts.back().target}).second)
       refuse(parts.back().name, "one module", "two");
   }
+  return parts;
+}
+
+std::vector<AdapterSet::Replacement> AdapterSet::replacements_of(std::span<const ReplacedTensor> replaced,
+                                                                 const ModelSpec& spec) {
+  std::vector<Replacement> replacements;
+  std::set<std::pair<Role, uint32_t>> places;
   for (const ReplacedTensor& tensor : replaced) {
-    stands.push_back(Stand::find(tensor, spec));
-    if (!roles.insert({stands.back().role, stands.back().layer}).second) {
+    replacements.push_back(Replacement::find(tensor, spec));
+    if (!places.insert({replacements.back().role, replacements.back().layer}).second)
       refuse(place_name(tensor.role, tensor.layer), "one replaced tensor", "two");
-    }
   }
+  return replacements;
+}
+
+AdapterSet::AdapterSet(std::shared_ptr<Engine> engine, std::span<const AdapterModule> modules,
+                       std::span<const ReplacedTensor> replaced)
+    : engine_(std::move(engine)), touches_linears_(!modules.empty()) {
+  const ModelSpec& spec = engine_->spec();
+  const std::vector<Part> parts = parts_of(modules, spec);
+  const std::vector<Replacement> replacements = replacements_of(replaced, spec);
   inputs_.resize(Adapters::embedding_input(spec.n_layers) + 1);
   adapters_.inputs = inputs_.data();
   Layout measure(nullptr);
-  lay_out(parts, stands, measure);
+  lay_out(parts, replacements, measure);
   memory_ = AnonymousMemory(measure.used());
   Layout layout(memory_.data());
-  lay_out(parts, stands, layout);
+  lay_out(parts, replacements, layout);
   for (const Part& part : parts) fill(part);
-  for (const Stand& stand : stands) replace(stand);
-  size_t low_rank = 0;
-  for (const AdaptedInput& input : inputs_) {
-    // The embedding's A is transposed: its ranks are columns.
-    const bool embedding = &input == &inputs_.back();
-    low_rank = std::max(low_rank, round_up(embedding ? input.a.cols : input.a.rows, kTile));
-  }
-  engine_->make_room(model(), low_rank);
+  for (const Replacement& one : replacements) replace(one);
+  engine_->make_room(model(), most_ranks());
 }
 
-void AdapterSet::lay_out(std::span<const Part> parts, std::span<const Stand> stands, Layout& layout) {
+// Of all adapters that share an input, in whole tiles.
+size_t AdapterSet::most_ranks() const {
+  size_t most = 0;
+  for (const AdaptedInput& input : inputs_) {
+    const bool embedding = &input == &inputs_.back();  // whose A is transposed: its ranks are columns
+    most = std::max(most, round_up(embedding ? input.a.cols : input.a.rows, kTile));
+  }
+  return most;
+}
+
+void AdapterSet::lay_out(std::span<const Part> parts, std::span<const Replacement> replacements, Layout& layout) {
   for (size_t number = 0; number < inputs_.size(); ++number) {
     std::vector<Part> sharing;
     for (const Part& part : parts) {
@@ -258,8 +272,8 @@ void AdapterSet::lay_out(std::span<const Part> parts, std::span<const Stand> sta
     inputs_[number] = {};
     if (!sharing.empty()) lay_out_input(sharing, inputs_[number], layout);
   }
-  for (const Stand& stand : stands)
-    stand.bytes = layout.take<uint8_t>(packed_bytes(stand.format(), stand.shape.rows, stand.shape.cols));
+  for (const Replacement& one : replacements)
+    one.bytes = layout.take<uint8_t>(packed_bytes(one.format(), one.shape.rows, one.shape.cols));
 }
 
 // Room for the parts of one input. Their A's stand in one matrix, each from a multiple of 4 rows on, so that its t is whole column groups
@@ -303,18 +317,18 @@ void AdapterSet::fill(const Part& part) {
   put_floats(m.scale, 1.0f, part.rank(), input.scale + low.first);
 }
 
-void AdapterSet::replace(const Stand& stand) {
+void AdapterSet::replace(const Replacement& one) {
   if (!replaced_) replaced_ = engine_->model();
-  const AdapterValues& values = stand.tensor.values;
-  const size_t rows = stand.shape.rows, cols = stand.shape.cols;
+  const AdapterValues& values = one.tensor.values;
+  const size_t rows = one.shape.rows, cols = one.shape.cols;
   std::vector<float> floats(rows * cols);
   for (size_t i = 0; i < floats.size(); ++i) floats[i] = value_at(values, i);
-  if (stand.shape.vector) {
-    std::memcpy(stand.bytes, floats.data(), floats.size() * sizeof(float));
-    replaced_->place(stand.role, stand.layer, Matrix{}, reinterpret_cast<const float*>(stand.bytes));
+  if (one.shape.vector) {
+    std::memcpy(one.bytes, floats.data(), floats.size() * sizeof(float));
+    replaced_->place(one.role, one.layer, Matrix{}, reinterpret_cast<const float*>(one.bytes));
   } else {
-    pack(stand.format(), floats.data(), rows, cols, stand.bytes);
-    replaced_->place(stand.role, stand.layer, Matrix::view(stand.format(), rows, cols, stand.bytes), nullptr);
+    pack(one.format(), floats.data(), rows, cols, one.bytes);
+    replaced_->place(one.role, one.layer, Matrix::view(one.format(), rows, cols, one.bytes), nullptr);
   }
 }
 

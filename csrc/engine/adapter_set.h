@@ -56,13 +56,16 @@ class AdapterSet {
   size_t bytes() const { return memory_.size(); }
 
  private:
-  struct Part;   // a module with its place
-  struct Stand;  // a replaced tensor with its place
+  struct Part;         // a module with its place
+  struct Replacement;  // a replaced tensor with its place
 
-  void lay_out(std::span<const Part> parts, std::span<const Stand> stands, Layout& layout);
+  static std::vector<Part> parts_of(std::span<const AdapterModule> modules, const ModelSpec& spec);
+  static std::vector<Replacement> replacements_of(std::span<const ReplacedTensor> replaced, const ModelSpec& spec);
+  size_t most_ranks() const;
+  void lay_out(std::span<const Part> parts, std::span<const Replacement> replacements, Layout& layout);
   void lay_out_input(std::span<const Part> parts, AdaptedInput& input, Layout& layout);
   void fill(const Part& part);
-  void replace(const Stand& stand);
+  void replace(const Replacement& one);
 
   std::shared_ptr<Engine> engine_;
   std::vector<AdaptedInput> inputs_;  // by number

@@ -75,9 +75,29 @@ void find_angles(const Model& model, Workspace& w, std::span<const Segment> segm
 
 AttentionShape attention_shape(const ModelSpec& s, const Layer& layer, size_t index) {
   const size_t window = s.window_of(index);
-  return {s.n_heads,         s.n_kv_heads,   s.head_dim, s.rotates(index) ? s.rope_dim / 2 : 0,
-          s.attention_scale, s.attn_softcap, window,     s.has(kLocalRope) && window > 0 ? kLocalAngles : kUsualAngles,
-          layer.q_norm,      layer.k_norm,   s.norm_eps};
+  return {.n_heads = s.n_heads,
+          .n_kv_heads = s.n_kv_heads,
+          .head_dim = s.head_dim,
+          .rope_pairs = s.rotates(index) ? s.rope_dim / 2 : 0,
+          .scale = s.attention_scale,
+          .softcap = s.attn_softcap,
+          .window = window,
+          .rope_set = s.has(kLocalRope) && window > 0 ? kLocalAngles : kUsualAngles,
+          .q_norm = layer.q_norm,
+          .k_norm = layer.k_norm,
+          .norm_eps = s.norm_eps};
+}
+
+// The residual stream, normed, as an input.
+LinearInput normed_input(const Model& model, const Workspace& w, size_t n, const float* norm, int scale_blocks) {
+  return {.x = w.x,
+          .stride = w.x_stride,
+          .n_rows = n,
+          .cols = model.spec.dim,
+          .norm = norm,
+          .eps = model.spec.norm_eps,
+          .activations = model.activations,
+          .scale_blocks = scale_blocks};
 }
 
 // Adds what a block gives to the residual stream, normed where the family asks for it.
@@ -92,15 +112,21 @@ void attention_block(const Model& model, const Layer& layer, Workspace& w, std::
                      std::span<const Piece> pieces, size_t index, size_t n) {
   const ModelSpec& s = model.spec;
   const size_t number = index * Adapters::kInputsPerLayer;
-  const LinearInput x{w.x,        w.x_stride,        n,           s.dim,  layer.attn_norm,
-                      s.norm_eps, model.activations, kFineBlocks, pieces, number + Adapters::qkv};
+  LinearInput x = normed_input(model, w, n, layer.attn_norm, kFineBlocks);
+  x.pieces = pieces, x.number = number + Adapters::qkv;
   linear(w, x,
          {{&layer.q, w.qkv, w.qkv_stride, false, layer.q_bias},
           {&layer.k, w.qkv + w.q_width, w.qkv_stride, false, layer.k_bias},
           {&layer.v, w.qkv + w.q_width + w.kv_width, w.qkv_stride, false, layer.v_bias}});
   attention(w, attention_shape(s, layer, index), segments, index);
-  const LinearInput attended{w.attended,        w.q_width,     n,      s.q_width(),         nullptr, 0.0f,
-                             model.activations, kCoarseBlocks, pieces, number + Adapters::o};
+  const LinearInput attended{.x = w.attended,
+                             .stride = w.q_width,
+                             .n_rows = n,
+                             .cols = s.q_width(),
+                             .activations = model.activations,
+                             .scale_blocks = kCoarseBlocks,
+                             .pieces = pieces,
+                             .number = number + Adapters::o};
   add_block(model, w, attended, layer.o, layer.o_bias, layer.post_attn_norm);
 }
 
@@ -108,20 +134,18 @@ void feed_forward_block(const Model& model, const Layer& layer, Workspace& w, st
                         size_t index, size_t n) {
   const ModelSpec& s = model.spec;
   const size_t number = index * Adapters::kInputsPerLayer;
-  const LinearInput x{w.x,
-                      w.x_stride,
-                      n,
-                      s.dim,
-                      layer.ffn_norm,
-                      s.norm_eps,
-                      model.activations,
-                      kCoarseBlocks,
-                      pieces,
-                      number + Adapters::gate_up};
+  LinearInput x = normed_input(model, w, n, layer.ffn_norm, kCoarseBlocks);
+  x.pieces = pieces, x.number = number + Adapters::gate_up;
   const GatedUnit unit = s.has(kGelu) ? w.kernels.geglu : w.kernels.swiglu;
   linear_gated(w, x, layer.gate, layer.up, unit, w.hidden, w.hidden_stride);
-  const LinearInput hidden{w.hidden, w.hidden_stride,        n, s.n_ff, nullptr, 0.0f, model.activations, kCoarseBlocks,
-                           pieces,   number + Adapters::down};
+  const LinearInput hidden{.x = w.hidden,
+                           .stride = w.hidden_stride,
+                           .n_rows = n,
+                           .cols = s.n_ff,
+                           .activations = model.activations,
+                           .scale_blocks = kCoarseBlocks,
+                           .pieces = pieces,
+                           .number = number + Adapters::down};
   add_block(model, w, hidden, layer.down, nullptr, layer.post_ffn_norm);
 }
 
@@ -147,16 +171,8 @@ void logits(const Model& model, Workspace& w, std::span<const BatchRow> rows) {
   }
   if (n == 0) return;
   const ModelSpec& s = model.spec;
-  const LinearInput x{w.x,
-                      w.x_stride,
-                      n,
-                      s.dim,
-                      model.final_norm,
-                      s.norm_eps,
-                      model.activations,
-                      kFineBlocks,
-                      {w.pieces, n_pieces},
-                      Adapters::head_input(model.layers.size())};
+  LinearInput x = normed_input(model, w, n, model.final_norm, kFineBlocks);
+  x.pieces = {w.pieces, n_pieces}, x.number = Adapters::head_input(model.layers.size());
   linear_scatter(w, x, model.head, w.wanted);
   if (s.logit_softcap != 0.0f) cap_logits(w, n, s);
 }

@@ -171,19 +171,19 @@ void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t
 void multiply_panel(const Workspace& w, const PackedInput& packed, const Matrix& weights, int kind,
                     const uint8_t* panel, int n_rows, size_t begin, size_t end, float* out, size_t stride,
                     bool accumulate, std::span<const AddedProduct> added = {}) {
-  const MatmulArgs args{weights.tiles + begin * weights.tile_bytes,
-                        end - begin,
-                        weights.tile_bytes,
-                        weights.n_groups,
-                        panel,
-                        w.float_stride(),
-                        n_rows,
-                        out,
-                        stride,
-                        accumulate,
-                        packed.scale_blocks(),
-                        added.data(),
-                        added.size()};
+  const MatmulArgs args{.tiles = weights.tiles + begin * weights.tile_bytes,
+                        .n_tiles = end - begin,
+                        .tile_bytes = weights.tile_bytes,
+                        .n_groups = weights.n_groups,
+                        .panel = panel,
+                        .panel_stride = w.float_stride(),
+                        .n_rows = n_rows,
+                        .out = out,
+                        .out_stride = stride,
+                        .accumulate = accumulate,
+                        .scale_blocks = packed.scale_blocks(),
+                        .added = added.data(),
+                        .n_added = added.size()};
   const Matmul* table = kind == 0 ? w.kernels.matmul_int8 : w.kernels.matmul_f32;
   table[static_cast<size_t>(weights.format)](args);
 }

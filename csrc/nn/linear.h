@@ -11,14 +11,14 @@
 
 namespace pyinfer {
 
-// Rows that go into a product. With `norm`, each row is rms-normed first.
+// Rows that go into a product. With `norm`, each row is rms-normed first, with `eps`.
 struct LinearInput {
   const float* x;  // (n_rows, stride)
   size_t stride;
   size_t n_rows;
   size_t cols;
-  const float* norm;  // (cols) or nullptr
-  float eps;
+  const float* norm = nullptr;  // (cols)
+  float eps = 0.0f;
   Activations activations;
   int scale_blocks;  // blocks of 32 columns that share a scale where activations are int8: 1 or 2; in pairs always 1
   std::span<const Piece> pieces = {};  // the rows with adapters, in ascending order

@@ -15,16 +15,16 @@ Matmul matmul_of(const Workspace& w, const Matrix& matrix) {
 // Tiles [begin, end) of B times t, onto `out`.
 MatmulArgs product(const Workspace& w, const LowRank& low, const float* t, size_t n_rows, size_t begin, size_t end,
                    float* out, size_t stride) {
-  return {low.b.tiles + begin * low.b.tile_bytes,
-          end - begin,
-          low.b.tile_bytes,
-          low.b.n_groups,
-          reinterpret_cast<const uint8_t*>(t + low.first),
-          w.low_rank,
-          static_cast<int>(n_rows),
-          out,
-          stride,
-          true};
+  return {.tiles = low.b.tiles + begin * low.b.tile_bytes,
+          .n_tiles = end - begin,
+          .tile_bytes = low.b.tile_bytes,
+          .n_groups = low.b.n_groups,
+          .panel = reinterpret_cast<const uint8_t*>(t + low.first),
+          .panel_stride = w.low_rank,
+          .n_rows = static_cast<int>(n_rows),
+          .out = out,
+          .out_stride = stride,
+          .accumulate = true};
 }
 
 // t = scale ⊙ sums, of one row; t may be sums.
@@ -98,16 +98,16 @@ void LowRankJob::multiply(const Piece& piece, const FloatRows& rows, size_t chun
                           float* out, bool accumulate) const {
   const Matrix& a = adapted(piece).a;
   const size_t groups_before = chunk * kLowRankChunk / kFloatGroupCols;
-  const MatmulArgs args{a.tiles + tile * a.tile_bytes + groups_before * (a.tile_bytes / a.n_groups),
-                        n_tiles,
-                        a.tile_bytes,
-                        std::min(kLowRankChunk / kFloatGroupCols, a.n_groups - groups_before),
-                        reinterpret_cast<const uint8_t*>(rows.x + chunk * kLowRankChunk),
-                        rows.stride,
-                        static_cast<int>(piece.n_rows),
-                        out,
-                        w_.low_rank,
-                        accumulate};
+  const MatmulArgs args{.tiles = a.tiles + tile * a.tile_bytes + groups_before * (a.tile_bytes / a.n_groups),
+                        .n_tiles = n_tiles,
+                        .tile_bytes = a.tile_bytes,
+                        .n_groups = std::min(kLowRankChunk / kFloatGroupCols, a.n_groups - groups_before),
+                        .panel = reinterpret_cast<const uint8_t*>(rows.x + chunk * kLowRankChunk),
+                        .panel_stride = rows.stride,
+                        .n_rows = static_cast<int>(piece.n_rows),
+                        .out = out,
+                        .out_stride = w_.low_rank,
+                        .accumulate = accumulate};
   matmul_of(w_, a)(args);
 }
 
