@@ -10,8 +10,15 @@ __version__: str
 
 FORMATS: tuple[str, ...]
 """Names of the matrix formats, f32 first. Index + 1 is the number in the file."""
-SOURCES: dict[str, tuple[int, int]]
-"""Source block types that `repack` reads, by their GGUF name: (values a block, bytes a block)."""
+SOURCES: dict[str, tuple[int, int, str]]
+"""Source block types that `repack` reads, by their GGUF name, but for Q4_Z (GPTQ, AWQ) and Q8_F (llama2.c): values a
+block, bytes a block, and the format that has room for all its values."""
+
+MOST_THREADS: int
+"""Threads that an engine may have."""
+
+PAGE_POSITIONS: int
+"""Positions that a KV cache grows by."""
 
 Kv = Literal["auto", "f16", "i16", "q8"]
 
@@ -76,7 +83,12 @@ def isas() -> list[tuple[str, bool]]:
     """Every instruction set this build holds, slowest first, and whether this CPU runs it."""
 
 def active_isa() -> str:
-    """The one in use: the best that runs here, or what PYINFER_ISA named when the module was imported."""
+    """The one in use: the best that runs here, or what PYINFER_ISA named when it was first asked for."""
+
+def kv_cache_bytes(
+    n_layers: int, n_kv_heads: int, head_dim: int, context: int, kv: Literal["f16", "i16", "q8"]
+) -> int:
+    """Memory of a session's keys and values when `context` positions are full."""
 
 def usual_kv(activations: Literal["int8", "f32"], biased_keys: bool) -> Literal["f16", "i16"]:
     """How sessions keep keys and values unless told otherwise: what this CPU is faster with, but halves with float

@@ -1,4 +1,4 @@
-"""Larger vocabularies: a checkpoint made as large as an adapter's embedding and head are, with the adapter's tokenizer.
+"""Added tokens: a checkpoint made as large as an adapter's embedding and head are, with the adapter's tokenizer.
 
 Only merging can do this; an attached stack has the vocabulary of its model. Must not know how weights are merged.
 """
@@ -18,6 +18,7 @@ from pyinfer.convert.huggingface import chat_template
 from pyinfer.convert.huggingface_tokenizer import read_tokenizer
 from pyinfer.convert.small_file import optional_json
 from pyinfer.errors import ModelFileError, UnsupportedError
+from pyinfer.vocabulary import open_vocabulary
 
 __all__ = ["grown"]
 
@@ -25,7 +26,8 @@ ROLES = ("embedding", "head")
 
 
 def grown(checkpoint: Checkpoint, weighted: Weighted) -> tuple[Checkpoint, Weighted]:
-    """The checkpoint with rows of zeros for the tokens that an adapter adds, and the stack as it fits there.
+    """The checkpoint with rows of zeros for the tokens that an adapter adds, unless it has rows to spare, and the stack
+    as it fits there.
 
     Raises:
         UnsupportedError: Several adapters add tokens, or one does with a weight other than 1: there is nothing of the
@@ -33,16 +35,22 @@ def grown(checkpoint: Checkpoint, weighted: Weighted) -> tuple[Checkpoint, Weigh
         ModelFileError: The adapter has no head for its new tokens, or its tokenizer knows more of them.
     """
     spec = checkpoint.spec
-    growing = [(adapter, weight) for adapter, weight in weighted if _n_tokens(adapter) > spec.n_vocab]
+    growing = [
+        (adapter, weight)
+        for adapter, weight in weighted
+        if _n_tokens(adapter) > spec.n_vocab or _fills_spare_rows(adapter, checkpoint)
+    ]
     if not growing:
         return checkpoint, weighted
     adapter, weight = growing[0]
     if len(growing) > 1 or weight != 1.0:
         found = f"{len(growing)} of them" if len(growing) > 1 else f"the weight {weight:g}"
         raise UnsupportedError(
-            f"adapter {adapter.name}: expected one adapter with a larger vocabulary, of weight 1, found {found}"
+            f"adapter {adapter.name}: expected one adapter that adds tokens, of weight 1, found {found}"
         )
     n_vocab = _n_tokens(adapter)
+    if n_vocab <= spec.n_vocab:
+        return _with_tokenizer(checkpoint, adapter), weighted
     tensors = tuple(
         _padded(tensor, n_vocab) if tensor.role in ROLES else tensor for tensor in checkpoint.tensors
     )
@@ -50,6 +58,22 @@ def grown(checkpoint: Checkpoint, weighted: Weighted) -> tuple[Checkpoint, Weigh
     whole = _with_both(adapter, n_vocab, spec.tied_head)
     stack = tuple((whole if one is adapter else one, number) for one, number in weighted)
     return _with_tokenizer(made, adapter), stack
+
+
+def _fills_spare_rows(adapter: Adapter, checkpoint: Checkpoint) -> bool:
+    """Whether the adapter trained rows of tokens, and its folder's tokenizer has some where the base's has fillers or
+    none, as where a table is padded.
+    """
+    folder, base = adapter.path, checkpoint.tokenizer
+    ends = [item for item in adapter.source.replaced if item.role in ROLES]
+    if not ends or not folder.is_dir() or base.kind == "none":
+        return False
+    with in_file(folder):
+        own = read_tokenizer(folder, {}, {}, optional_json(folder / "tokenizer_config.json"))
+        new, old = open_vocabulary(own.kind, own.blob), open_vocabulary(base.kind, base.blob)
+    if new is None or old is None:
+        return False
+    return any(new.piece(i) and old.piece(i) in ("", f"[PAD{i}]", f"[EMPTY_{i}]") for i in range(new.size))
 
 
 def _n_tokens(adapter: Adapter) -> int:

@@ -20,7 +20,7 @@ CORE_MAY_KNOW = {
     "kernels": {"base", "formats"},
     "nn": {"base", "formats", "kernels"},
     "model": {"base", "formats", "kernels", "nn"},
-    "engine": {"base", "formats", "kernels", "nn", "model", "sampling"},
+    "engine": {"base", "formats", "kernels", "nn", "model"},
     "sampling": {"base"},
     "api": {"base", "formats", "kernels", "nn", "model", "engine", "sampling"},
 }
@@ -77,12 +77,13 @@ def include_breaches(folder: str, inside: Path, name: str) -> Iterator[str]:
 
 PYTHON_MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
-    "arguments": set(),
+    "arguments": {"errors"},
     "_core": set(),
     "cache": {"errors", "files"},
     "fetch": {"errors"},
     "files": set(),
     "memory": {"errors", "_core"},
+    "fitting": {"arguments", "errors", "memory", "_core"},
     "stopping": {"errors"},
     "template": {"errors"},
     "sampling": {"arguments", "errors", "_core"},

@@ -32,12 +32,15 @@ void bind_adapters(py::module_& m);
 void bind_session(py::module_& m);
 void bind_sampler(py::module_& m);
 
-inline KvFormat kv_named(const Engine& engine, const std::string& name) {
-  if (name == "auto") return engine.usual_kv();
+inline KvFormat kv_named(const std::string& name) {
   if (name == "f16") return kKvF16;
   if (name == "i16") return kKvI16;
   if (name == "q8") return kKvQ8;
   throw Error(ErrorKind::request, "kv: expected auto, f16, i16 or q8, found " + name);
+}
+
+inline KvFormat kv_named(const Engine& engine, const std::string& name) {
+  return name == "auto" ? engine.usual_kv() : kv_named(name);
 }
 
 // Token ids of one dimension, from any integers; what no id can be is refused here, not wrapped.

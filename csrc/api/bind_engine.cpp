@@ -26,6 +26,14 @@ py::dict memory_dict(const Engine& engine, size_t context, const std::string& kv
 }  // namespace
 
 void bind_engine(py::module_& m) {
+  m.attr("MOST_THREADS") = kMostThreads;
+  m.attr("PAGE_POSITIONS") = size_t{kPagePositions};
+  m.def(
+      "kv_cache_bytes",
+      [](size_t n_layers, size_t n_kv_heads, size_t head_dim, size_t context, const std::string& kv) {
+        return KvShape::n_pages(context) * KvShape{n_layers, n_kv_heads, head_dim, kv_named(kv)}.page_bytes();
+      },
+      py::arg("n_layers"), py::arg("n_kv_heads"), py::arg("head_dim"), py::arg("context"), py::arg("kv"));
   m.def(
       "usual_kv",
       [](const std::string& activations, bool biased_keys) {

@@ -116,7 +116,7 @@ void bind_formats(py::module_& m) {
   py::dict sources;
   for (size_t i = 0; i < kSources; ++i) {
     const SourceInfo& info = source_info(static_cast<Source>(i));
-    sources[info.name] = py::make_tuple(info.values, info.bytes);
+    sources[info.name] = py::make_tuple(info.values, info.bytes, format_name(info.lands));
   }
   m.attr("SOURCES") = sources;
   m.def(

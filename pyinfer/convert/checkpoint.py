@@ -7,6 +7,7 @@ that a conversion holds a few megabytes whatever the size of the model.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import stat
@@ -25,28 +26,6 @@ from pyinfer.errors import ModelFileError, PyinferError, UnsupportedError, plain
 ReadRows = Callable[[int, int], NDArray[np.uint8]]
 """read(start, stop) -> the bytes of rows start...stop-1 as the source stores them."""
 
-SOURCE_BLOCKS: dict[str, tuple[int, int]] = {
-    "F32": (1, 4),
-    "F16": (1, 2),
-    "BF16": (1, 2),
-    "Q4_0": (32, 18),
-    "Q4_1": (32, 20),
-    "Q5_0": (32, 22),
-    "Q5_1": (32, 24),
-    "Q8_0": (32, 34),
-    "Q2_K": (256, 84),
-    "Q3_K": (256, 110),
-    "Q4_K": (256, 144),
-    "Q5_K": (256, 176),
-    "Q6_K": (256, 210),
-    "IQ4_NL": (32, 18),
-    "IQ4_XS": (256, 136),
-    "Q4_Z": (32, 19),
-    "Q8_F": (32, 36),
-}
-"""Source types that can be converted: (values a block, bytes a block). Q4_Z is what readers make of GPTQ and
-AWQ, Q8_F of llama2.c's groups; see csrc/formats/sources.h.
-"""
 FLOAT_SOURCES = ("F32", "F16", "BF16")
 
 LAYER_ROLES = ("attn_norm", "q", "k", "v", "o", "ffn_norm", "gate", "up", "down")
@@ -71,7 +50,7 @@ MOST_TOLD = 480
 
 def row_bytes(source: str, cols: int) -> int:
     """Bytes of one row of `cols` values, which must be whole blocks."""
-    values, size = SOURCE_BLOCKS[source]
+    values, size, _ = _core.SOURCES[source]
     return cols // values * size
 
 
@@ -83,6 +62,20 @@ class RawTensor:
     source: str
     shape: tuple[int, ...]
     read: ReadRows
+
+
+def same_values(first: RawTensor, second: RawTensor) -> bool:
+    """Whether two tensors are stored alike, to the byte; reads up to the first difference."""
+    if (first.source, first.shape) != (second.source, second.shape):
+        return False
+    rows = first.shape[0]
+    step = max(1, (1 << 22) // max(1, row_bytes(first.source, first.shape[-1])))
+    edges = [0, *range(min(16, rows), rows, step), rows]
+    return all(
+        np.array_equal(first.read(start, stop), second.read(start, stop))
+        for start, stop in itertools.pairwise(edges)
+        if stop > start
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from pyinfer.errors import ModelFileError, RequestError, UnsupportedError
 
 NewRows = Literal["zero", "mean"]
 NEW_ROWS: tuple[NewRows, ...] = ("zero", "mean")
-_VOCABULARY_ROLES = ("embedding", "head")
 _COMPUTED = ("rope_freqs", "rope_freqs_local", "rope_freqs_long")
 _FREE = ("n_vocab", "context", "norm_eps")
 """What the delta decides; the other numbers must agree."""

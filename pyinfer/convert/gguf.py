@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyinfer import _core
 from pyinfer.convert.checkpoint import (
-    SOURCE_BLOCKS,
     RawTensor,
     ReadRows,
     file_rows,
@@ -50,7 +50,7 @@ TYPE_NAMES = {
     36: "IQ4_NL_4_4 (removed)", 37: "IQ4_NL_4_8 (removed)", 38: "IQ4_NL_8_8 (removed)", 39: "MXFP4", 40: "NVFP4",
 }  # fmt: skip
 """Every tensor type that GGUF has numbered."""
-READABLE = tuple(name for name in TYPE_NAMES.values() if name in SOURCE_BLOCKS)
+READABLE = tuple(name for name in TYPE_NAMES.values() if name in _core.SOURCES)
 """Those that can be read."""
 
 
@@ -318,7 +318,7 @@ def _read_tensor_info(header: _Header, index: int) -> TensorInfo:
 
 
 def _check_dims(name: str, source: str, dims: tuple[int, ...], file_size: int) -> None:
-    block = SOURCE_BLOCKS[source][0]
+    block = _core.SOURCES[source][0]
     if min(dims) == 0:
         raise ModelFileError(f"{name}: expected dimensions of 1 or more, found {list(dims)}")
     if dims[0] % block:

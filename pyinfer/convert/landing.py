@@ -18,25 +18,7 @@ WEIGHTS = ("q4", "q8", "f16", "bf16", "f32")
 ALIGNMENT = 64
 VECTOR = "vector"
 
-_OWN = {
-    "F32": "f32",
-    "F16": "f16",
-    "BF16": "bf16",
-    "Q4_0": "q4",
-    "Q4_1": "q4m",
-    "Q5_0": "q8",
-    "Q5_1": "q8m",
-    "Q8_0": "q8",
-    "Q2_K": "q2k",
-    "Q3_K": "q3k",
-    "Q4_K": "q4k",
-    "Q5_K": "q5k",
-    "Q6_K": "q6k",
-    "IQ4_NL": "iq4",
-    "IQ4_XS": "iq4k",
-    "Q4_Z": "q4z",
-    "Q8_F": "q8",
-}
+_OWN = {source: own for source, (_, _, own) in _core.SOURCES.items()}
 """The format that keeps a source type's values; q8 keeps the integers of Q8_F and rounds its scales to halves."""
 _EXACT = (set(_OWN.items()) - {("Q8_F", "q8")}) | {
     (source, kept) for source in FLOAT_SOURCES for kept in ("f32", VECTOR)

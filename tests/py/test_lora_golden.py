@@ -173,9 +173,39 @@ def test_added_tokens_come_with_their_tokenizer(base: Made, tmp_path: Path) -> N
         assert len(model.generate("ab", max_tokens=2).tokens) <= 2
 
 
+@pytest.mark.parametrize("name", ["saved_embedding", "tokens"])
+@pytest.mark.parametrize("from_model_file", [False, True])
+def test_tokens_in_spare_rows_come_with_their_tokenizer(
+    name: str, from_model_file: bool, tmp_path: Path
+) -> None:
+    """A table that is padded, as Qwen's is, has room for them without being larger."""
+
+    def vocabulary(path: Path, *special: str) -> None:
+        pieces = "abcdefghijklmnopqrstuvwxyz<|>01234"
+        model = tokenizers.models.BPE({piece: i for i, piece in enumerate(pieces)}, [])
+        tokenizer = tokenizers.Tokenizer(model)
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        tokenizer.add_special_tokens(list(special))
+        tokenizer.save(str(path / "tokenizer.json"))
+
+    source, folder = base_folder(tmp_path / "hf", False), edited(name, tmp_path)
+    vocabulary(source, "<|end|>")
+    vocabulary(folder, "<|end|>", "<|tool|>")
+    if from_model_file:
+        source = convert.convert(source, tmp_path / "base.bin") and tmp_path / "base.bin"
+    merging.convert_merged(source, tmp_path / "made.bin", merging.loaded([folder]))
+    with load(tmp_path / "made.bin", threads=1) as model:
+        assert model.n_vocab == 96
+        assert model.tokenizer.encode("ab<|tool|>", parse_special=True) == [0, 1, 35]
+        assert model.tokenizer.decode([35], skip_special=False) == "<|tool|>"
+    vocabulary(folder, "<|end|>")
+    merging.convert_merged(source, tmp_path / "same.bin", merging.loaded([(folder, 0.5)]))
+
+
 def test_one_adapter_alone_may_add_tokens(base: Made, tmp_path: Path) -> None:
     for stack in ([(FOLDER / "grown", 0.5)], [FOLDER / "grown", FOLDER / "grown_untrained"]):
-        with pytest.raises(UnsupportedError, match="one adapter with a larger vocabulary, of weight 1"):
+        with pytest.raises(UnsupportedError, match="one adapter that adds tokens, of weight 1"):
             merging.convert_merged(base(False, "q8"), tmp_path / "made.bin", merging.loaded(stack))
     assert not (tmp_path / "made.bin").exists()
 

@@ -10,7 +10,6 @@ from pyinfer.convert.checkpoint import RawTensor
 from pyinfer.convert.families import gemma, names
 from pyinfer.convert.families.config import Config
 from pyinfer.convert.families.gguf_settings import Settings, without_factors
-from pyinfer.convert.families.llama import without_tied_head
 from pyinfer.convert.families.model import Model, assembled, offset_norms
 from pyinfer.convert.gguf import KeyValues
 
@@ -32,7 +31,7 @@ def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) ->
     config = Config(values, handled=gemma.HANDLED, taken=TAKEN)
     spec = gemma.huggingface_spec(config)
     spec = replace(spec, **config.windows(lambda layer: layer % 2 == 0))
-    return offset_norms(assembled(spec, without_tied_head(spec, raw), gemma.HUGGINGFACE, config.rope(spec)))
+    return offset_norms(assembled(spec, raw, gemma.HUGGINGFACE, config.rope(spec)))
 
 
 def from_gguf(keys: KeyValues, raw: Mapping[str, RawTensor], n_tokens: int) -> Model:

@@ -14,7 +14,6 @@ from pyinfer.convert.checkpoint import RawTensor, Spec
 from pyinfer.convert.families import gemma, names, rope
 from pyinfer.convert.families.config import Config, factor_of
 from pyinfer.convert.families.gguf_settings import Settings, without_factors
-from pyinfer.convert.families.llama import without_tied_head
 from pyinfer.convert.families.model import Model, Raw, assembled, offset_norms
 from pyinfer.convert.families.rope import Rope
 from pyinfer.convert.gguf import KeyValues
@@ -38,7 +37,7 @@ def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) ->
         raise ModelFileError(f"sliding_window_pattern: expected 1 or more, found {period}")
     spec = replace(gemma.huggingface_spec(config), qk_norm=True)
     spec = replace(spec, **config.windows(lambda layer: (layer + 1) % period != 0))
-    weights = without_tied_head(spec, raw)
+    weights = raw
     return offset_norms(assembled(spec, weights, gemma.HUGGINGFACE, _huggingface_rope(config, spec)))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinfer.convert.checkpoint import RawTensor, Spec
+from pyinfer.convert.checkpoint import RawTensor, Spec, same_values
 from pyinfer.convert.families import rope
 from pyinfer.convert.families.config import factor_of
 from pyinfer.convert.families.rope import Rope
@@ -111,7 +111,9 @@ class Settings:
             norm_eps=self.number("attention.layer_norm_rms_epsilon"),
             rope_magnitude=1.0,
             attention_scale=scale if scale != 0.0 else 1 / math.sqrt(head_dim),
-            tied_head="output.weight" not in raw,
+            # Some converters write the one tensor of a tied model twice.
+            tied_head="output.weight" not in raw
+            or same_values(raw["output.weight"], raw["token_embd.weight"]),
         )
 
     def _n_vocab(self, raw: Raw, n_tokens: int) -> int:

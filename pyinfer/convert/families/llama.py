@@ -15,11 +15,11 @@ from pyinfer.convert.checkpoint import RawTensor, Spec
 from pyinfer.convert.families import names, rope
 from pyinfer.convert.families.config import Config
 from pyinfer.convert.families.gguf_settings import Settings, without_factors
-from pyinfer.convert.families.model import Model, Raw, assembled
+from pyinfer.convert.families.model import Model, assembled
 from pyinfer.convert.families.rope import Rope
 from pyinfer.convert.gguf import KeyValues
 
-__all__ = ["from_gguf", "from_huggingface", "from_llama2c", "without_tied_head"]
+__all__ = ["from_gguf", "from_huggingface", "from_llama2c"]
 
 IGNORED = (".rotary_emb.inv_freq",)
 """Tensors of old checkpoints that can be computed."""
@@ -30,14 +30,7 @@ def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) ->
     config = Config(values, handled=("attention_bias",))
     biased = config.flag("attention_bias")
     spec = replace(config.spec(), qkv_bias=biased, o_bias=biased)
-    return assembled(
-        spec, without_tied_head(spec, raw), names.HUGGINGFACE, config.rope(spec), ignored=IGNORED
-    )
-
-
-def without_tied_head(spec: Spec, raw: Raw) -> dict[str, RawTensor]:
-    """The tensors without the copy of the embedding that some checkpoints have for a head."""
-    return {name: raw[name] for name in raw if not (spec.tied_head and name == names.HUGGINGFACE["head"])}
+    return assembled(spec, raw, names.HUGGINGFACE, config.rope(spec), ignored=IGNORED)
 
 
 def from_gguf(keys: KeyValues, raw: Mapping[str, RawTensor], n_tokens: int) -> Model:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyinfer.convert.checkpoint import RawTensor, ReadRows, row_bytes
+from pyinfer.convert.checkpoint import RawTensor, ReadRows, row_bytes, same_values
 from pyinfer.convert.families import llama
 from pyinfer.convert.families.model import Model
 from pyinfer.convert.families.rotary_order import half_split_order
@@ -51,9 +51,18 @@ def from_meta(params: Mapping[str, Any], parts: Sequence[Mapping[str, RawTensor]
     for key in params:
         if key not in _READ and key not in _IGNORED:
             raise UnsupportedError(f"params.json: {key}: this setting is not supported")
-    tied = "output.weight" not in parts[0]
+    tied = "output.weight" not in parts[0] or _is_copy(parts)
     config = _config(params, n_tokens, tied)
+    if tied:
+        parts = [{name: part[name] for name in part if name != "output.weight"} for part in parts]
     return llama.from_huggingface(config, _renamed(config, parts, tied))
+
+
+def _is_copy(parts: Sequence[Mapping[str, RawTensor]]) -> bool:
+    """Whether the head is the embedding written twice, as in Llama 3.2 of one part."""
+    ends = [parts[0].get(name) for name in ("output.weight", "tok_embeddings.weight")]
+    head, embedding = ends
+    return len(parts) == 1 and head is not None and embedding is not None and same_values(head, embedding)
 
 
 def _config(params: Mapping[str, Any], n_tokens: int, tied: bool) -> dict[str, Any]:

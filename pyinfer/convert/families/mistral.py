@@ -9,7 +9,7 @@ from typing import Any
 from pyinfer.convert.checkpoint import RawTensor
 from pyinfer.convert.families import names
 from pyinfer.convert.families.config import Config
-from pyinfer.convert.families.llama import IGNORED, without_tied_head
+from pyinfer.convert.families.llama import IGNORED
 from pyinfer.convert.families.model import Model, assembled
 
 __all__ = ["from_huggingface"]
@@ -19,6 +19,4 @@ def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) ->
     """Hugging Face directories of architecture MistralForCausalLM; some say which layers have the window."""
     config = Config(values, handled=("sliding_window", "layer_types"), taken={"sliding_window": 4096})
     spec = replace(config.spec(), **config.windows(lambda layer: True))
-    return assembled(
-        spec, without_tied_head(spec, raw), names.HUGGINGFACE, config.rope(spec), ignored=IGNORED
-    )
+    return assembled(spec, raw, names.HUGGINGFACE, config.rope(spec), ignored=IGNORED)

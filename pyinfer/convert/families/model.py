@@ -63,6 +63,8 @@ def assembled(
     """
     spec = rope.put_into(spec).check()
     shapes, left = role_shapes(spec), dict(raw)
+    if spec.tied_head:
+        left.pop(names["head"], None)  # where it is stored all the same
     tensors = []
     for role, layer in _places(spec):
         name = names[role].format(layer)

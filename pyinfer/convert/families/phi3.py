@@ -12,7 +12,6 @@ from pyinfer.convert.checkpoint import RawTensor
 from pyinfer.convert.families import names
 from pyinfer.convert.families.config import Config
 from pyinfer.convert.families.gguf_settings import Settings, without_factors
-from pyinfer.convert.families.llama import without_tied_head
 from pyinfer.convert.families.model import Model, assembled, split
 from pyinfer.convert.gguf import KeyValues
 
@@ -23,7 +22,7 @@ def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) ->
     """Hugging Face directories of architecture Phi3ForCausalLM."""
     config = Config(values, handled=("sliding_window", "partial_rotary_factor"))
     spec = replace(config.spec(), **config.windows(lambda layer: True)).check()
-    parts = split(without_tied_head(spec, raw), spec, names.FUSED_HUGGINGFACE, names.HUGGINGFACE)
+    parts = split(raw, spec, names.FUSED_HUGGINGFACE, names.HUGGINGFACE)
     return assembled(spec, parts, names.HUGGINGFACE, config.rope(spec))
 
 

@@ -10,7 +10,6 @@ from pyinfer.convert.checkpoint import RawTensor
 from pyinfer.convert.families import names
 from pyinfer.convert.families.config import Config
 from pyinfer.convert.families.gguf_settings import Settings, without_factors
-from pyinfer.convert.families.llama import without_tied_head
 from pyinfer.convert.families.model import Model, assembled
 from pyinfer.convert.gguf import KeyValues
 
@@ -31,7 +30,7 @@ def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) ->
     """Hugging Face directories of architecture Qwen2ForCausalLM."""
     config = Config(values, handled=HANDLED, taken={"sliding_window": 4096})
     spec = replace(config.spec(), qkv_bias=True, **upper_windows(config))
-    return assembled(spec, without_tied_head(spec, raw), names.HUGGINGFACE, config.rope(spec))
+    return assembled(spec, raw, names.HUGGINGFACE, config.rope(spec))
 
 
 def from_gguf(keys: KeyValues, raw: Mapping[str, RawTensor], n_tokens: int) -> Model:

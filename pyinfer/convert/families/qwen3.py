@@ -10,7 +10,6 @@ from pyinfer.convert.checkpoint import RawTensor
 from pyinfer.convert.families import names
 from pyinfer.convert.families.config import Config
 from pyinfer.convert.families.gguf_settings import Settings, without_factors
-from pyinfer.convert.families.llama import without_tied_head
 from pyinfer.convert.families.model import Model, assembled
 from pyinfer.convert.families.qwen2 import HANDLED, upper_windows
 from pyinfer.convert.gguf import KeyValues
@@ -24,7 +23,7 @@ def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) ->
     config = Config(values, handled=(*HANDLED, "attention_bias"), taken=taken)
     biased = config.flag("attention_bias")
     spec = replace(config.spec(), qk_norm=True, qkv_bias=biased, o_bias=biased, **upper_windows(config))
-    return assembled(spec, without_tied_head(spec, raw), names.HUGGINGFACE, config.rope(spec))
+    return assembled(spec, raw, names.HUGGINGFACE, config.rope(spec))
 
 
 def from_gguf(keys: KeyValues, raw: Mapping[str, RawTensor], n_tokens: int) -> Model:

@@ -10,7 +10,6 @@ from pyinfer.convert.checkpoint import RawTensor
 from pyinfer.convert.families import names
 from pyinfer.convert.families.config import Config
 from pyinfer.convert.families.gguf_settings import Settings, without_factors
-from pyinfer.convert.families.llama import without_tied_head
 from pyinfer.convert.families.model import Model, assembled
 from pyinfer.convert.gguf import KeyValues
 from pyinfer.errors import ModelFileError
@@ -29,9 +28,7 @@ def from_huggingface(values: Mapping[str, Any], raw: Mapping[str, RawTensor]) ->
     spec = replace(config.spec(), qkv_bias=biased, o_bias=biased, unrotated=unrotated)
     if config.flag("use_sliding_window"):
         spec = replace(spec, **config.windows(lambda layer: layer in unrotated))
-    return assembled(
-        spec, without_tied_head(spec, raw), names.HUGGINGFACE, config.rope(spec, theta=2000000.0)
-    )
+    return assembled(spec, raw, names.HUGGINGFACE, config.rope(spec, theta=2000000.0))
 
 
 def _unrotated(config: Config) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from gguf_writer import Tensor, TinyLlama, float_bytes, write_gguf, write_llama
 from pyinfer import _core, convert
-from pyinfer.convert.checkpoint import SOURCE_BLOCKS
 from pyinfer.convert.families.rotary_order import half_split_order
 from pyinfer.convert.metadata import Metadata
 from pyinfer.errors import ModelFileError, RequestError
@@ -28,7 +27,7 @@ OWN = {
 
 
 def shape_of(kind: str) -> TinyLlama:
-    width = max(SOURCE_BLOCKS[kind][0], 32)
+    width = max(_core.SOURCES[kind][0], 32)
     return TinyLlama(dim=width, n_heads=4, n_kv_heads=2, n_ff=width * 2, n_vocab=37, kind=kind)
 
 

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 import hostile_gguf
-from gguf_writer import Tensor, TinyLlama, Typed, float_bytes, write_gguf, write_llama
+from gguf_writer import Tensor, TinyLlama, Typed, bpe_kv, float_bytes, write_gguf, write_llama
 from pyinfer import _core, convert
-from pyinfer.convert.checkpoint import SOURCE_BLOCKS
 from pyinfer.convert.gguf import READABLE, read_gguf
 from pyinfer.errors import ModelFileError, UnsupportedError
 
@@ -136,9 +135,9 @@ def test_scalar_types_are_read(tmp_path: Path) -> None:
     assert {kind: keys.integer(kind, -(2**63), 2**64) for kind in values} == values
 
 
-def test_types_agree_with_the_core() -> None:
-    assert SOURCE_BLOCKS == _core.SOURCES
-    assert set(READABLE) == set(SOURCE_BLOCKS) - {"Q4_Z", "Q8_F"}
+def test_types_are_those_of_the_core() -> None:
+    assert set(READABLE) == set(_core.SOURCES) - {"Q4_Z", "Q8_F"}
+    assert {own for _, _, own in _core.SOURCES.values()} <= set(_core.FORMATS)
 
 
 @pytest.mark.parametrize("kind", ["none", "linear"])
@@ -168,3 +167,25 @@ def test_file_that_shrinks_after_opening_is_an_error(tmp_path: Path) -> None:
         checkpoint.tensors[-1].read(0, checkpoint.tensors[-1].rows)
         for tensor in checkpoint.tensors:
             tensor.read(0, tensor.rows)
+
+
+def test_a_head_that_is_the_embedding_is_stored_once(tmp_path: Path) -> None:
+    """As some converters write a tied model."""
+    shape = TinyLlama(n_vocab=270, kind="Q8_0")
+    tensors = [tensor for tensor in shape.tensors() if tensor.name != "output.weight"]
+    (embedding,) = (tensor for tensor in tensors if tensor.name == "token_embd.weight")
+    both = [*tensors, replace(embedding, name="output.weight")]
+    keys = shape.kv() | bpe_kv(270)
+    assert convert.inspect(write_gguf(tmp_path / "one.gguf", keys, both)).spec.tied_head
+    convert.convert(tmp_path / "one.gguf", tmp_path / "one.bin")
+    convert.convert(write_gguf(tmp_path / "tied.gguf", keys, tensors), tmp_path / "tied.bin")
+    assert weights_at(tmp_path / "one.bin") == weights_at(tmp_path / "tied.bin")
+    data = bytearray(bytes(embedding.data))
+    data[-1] ^= 1
+    other = [*tensors, replace(embedding, name="output.weight", data=bytes(data))]
+    assert not convert.inspect(write_gguf(tmp_path / "two.gguf", keys, other)).spec.tied_head
+
+
+def weights_at(path: Path) -> list[bytes]:
+    file = _core.ModelFile(str(path))
+    return [file.read(i).tobytes() for i in range(len(file.tensors))]

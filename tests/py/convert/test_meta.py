@@ -109,6 +109,15 @@ def test_later_embeddings_are_cut_along_rows(tmp_path: Path) -> None:
     )
 
 
+def test_a_head_that_is_the_embedding_is_stored_once(tmp_path: Path) -> None:
+    """Llama 3.2 is published so; with rows that differ it is a head of its own."""
+    values = arrays()
+    values["output.weight"] = values["tok_embeddings.weight"].copy()
+    assert convert.inspect(folder(tmp_path / "one", values)).spec.tied_head
+    values["output.weight"][-1, -1] += 1
+    assert not convert.inspect(folder(tmp_path / "two", values)).spec.tied_head
+
+
 def test_grouped_queries_a_tied_head_and_the_default_format(tmp_path: Path) -> None:
     shape = TinyLlama(dim=128, n_heads=8, n_kv_heads=2, n_ff=352, n_vocab=304, tied=True)
     source = folder(tmp_path / "m", arrays(shape), 2, n_kv_heads=2, norm_eps=1e-5)
