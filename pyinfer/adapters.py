@@ -101,8 +101,14 @@ def open_adapter(path: Path) -> AdapterSource:
     raise ModelFileError(f"{path}: expected {wanted}, found {found}")
 
 
-def split(item: object) -> tuple[AdapterLike, float]:
-    """One entry of a stack as adapter and weight; raises RequestError."""
+def pairs(adapters: Adapters) -> list[tuple[AdapterLike, float]]:
+    """The entries of a stack as adapters and weights; raises RequestError."""
+    if isinstance(adapters, (str, bytes)) or not isinstance(adapters, Sequence):
+        raise RequestError(f"adapters: expected a list, found {type(adapters).__name__}")
+    return [_pair(item) for item in adapters]
+
+
+def _pair(item: object) -> tuple[AdapterLike, float]:
     adapter, weight = item if isinstance(item, tuple) and len(item) == 2 else (item, 1.0)
     if not isinstance(adapter, (str, os.PathLike, Adapter)):
         raise RequestError(f"adapters: expected names, paths or adapters, found {type(adapter).__name__}")

@@ -26,7 +26,8 @@ Message: TypeAlias = Mapping[str, Any]
 Turn: TypeAlias = str | Message | Sequence[Message]
 """What is said: one message, several, or a string that stands for one message of the user."""
 Prompt: TypeAlias = str | Sequence[int]
-"""Text, which is tokenised with the model's opening token and without control tokens; or token ids as they are."""
+"""Text, which is tokenised with the model's opening token, and in which the spelling of a control token is plain text
+unless `parse_special` says otherwise; or token ids as they are."""
 
 
 class Options(SamplingFields, total=False):
@@ -41,7 +42,10 @@ class Options(SamplingFields, total=False):
     logprobs: int | None
     """0 … 1000: record the logarithm of each token's probability, and of so many of the likeliest ones."""
     processors: Iterable[Processor]
-    """Called in order before every pick, each with all tokens so far and the logits to change in place."""
+    """Called in order before every pick, each with all tokens so far, a tuple, and the logits to change in place."""
+    parse_special: bool
+    """True reads the spelling of control tokens in a text as those tokens, for prompts with a template of your own.
+    False (default) takes it as text, as what users write must be."""
     adapters: Adapters | None
     """The stack of adapters to answer with: names, paths or adapters, each alone or with its weight. None: that of the
     session or the model; empty: none at all."""
@@ -57,6 +61,8 @@ class ChatFields(TypedDict, total=False):
     """Descriptions of tools, for templates that know them."""
     documents: Sequence[Mapping[str, Any]] | None
     """Documents, for templates that know them."""
+    chat_template_kwargs: Mapping[str, Any] | None
+    """What else the model's own template reads, such as `enable_thinking`; JSON values by name."""
 
 
 class ChatOptions(Options, ChatFields, total=False):

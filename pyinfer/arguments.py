@@ -5,7 +5,9 @@ from __future__ import annotations
 from numbers import Integral, Real
 from typing import TypeGuard
 
-__all__ = ["is_number", "is_whole", "plain", "shown"]
+from pyinfer.errors import RequestError
+
+__all__ = ["is_number", "is_whole", "plain", "shown", "whole"]
 
 
 def plain(value: object) -> object:
@@ -36,3 +38,13 @@ def shown(value: object) -> str:
         return repr(value)
     except ValueError:
         return f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+
+
+def whole(name: str, given: object, low: int, high: int | None = None, none: str = "") -> int | None:
+    """A whole number within limits, or None, of which errors say what it stands for; RequestError for anything else."""
+    value = plain(given)
+    if value is None or (is_whole(value) and low <= value <= (high or value)):
+        return value
+    wanted = f"from {low} to {high}" if high else f"of at least {low}"
+    otherwise = f", or None for {none}" if none else ""
+    raise RequestError(f"{name}: expected a whole number {wanted}{otherwise}, found {shown(given)}")

@@ -9,7 +9,7 @@
             logits = session.step(sampler.pick(logits))
 
 The same exceptions, numbers and bits as `_core`; a number that C cannot hold is a RequestError. What is declared to
-cffi is the text of `pyinfer.h` itself. Needs `pip install pyinfer[capi]`. The library is the one that PYINFER_LIBRARY
+cffi is the text of `pyinfer.h` itself. Needs `pip install cffi`. The library is the one that PYINFER_LIBRARY
 names, or the one beside this package.
 Must not know what is done with tokens and logits.
 """
@@ -73,7 +73,7 @@ class Library:
         try:
             from cffi import FFI
         except ImportError:
-            raise errors.PyinferError("pyinfer.capi needs cffi: pip install 'pyinfer[capi]'") from None
+            raise errors.PyinferError("pyinfer.capi needs cffi: pip install cffi") from None
         self.path = path
         self.ffi: Any = FFI()
         self.ffi.cdef(declarations(header.read_text(encoding="utf-8")))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyinfer import prompt_formats
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ChatFormat", "Conversation", "checked_conversation", "checked_messages"]
 
 _DEEPEST = 32
+_OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
 _PRIVATE_USE = range(0xE000, 0xF900)
 
 
@@ -82,10 +83,19 @@ def _valid(text: str, where: str) -> str:
     return str(text)
 
 
-def checked_conversation(turn: Turn, tools: object = None, documents: object = None) -> Conversation:
+def checked_conversation(
+    turn: Turn, tools: object = None, documents: object = None, chat_template_kwargs: object = None
+) -> Conversation:
     """What is said and what goes with it, as plain values of their own."""
+    name = "chat_template_kwargs"
+    if chat_template_kwargs is not None and not isinstance(chat_template_kwargs, Mapping):
+        raise RequestError(f"{name}: expected a mapping, found {type(chat_template_kwargs).__name__}")
+    variables = _plain(chat_template_kwargs or {}, name, 0)
     return Conversation(
-        checked_messages(turn), _checked_objects("tools", tools), _checked_objects("documents", documents)
+        checked_messages(turn),
+        _checked_objects("tools", tools),
+        _checked_objects("documents", documents),
+        variables,
     )
 
 
@@ -105,14 +115,18 @@ class Conversation:
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
     documents: list[Any] | None = None
+    variables: dict[str, Any] = field(default_factory=dict)
+    """What else the template reads, by name."""
 
     def strings(self) -> Iterator[str]:
         """Every text in it."""
-        return _strings([self.messages, self.tools, self.documents])
+        return _strings([self.messages, self.tools, self.documents, list(self.variables.values())])
 
     def mapped(self, change: Callable[[str], str]) -> Conversation:
         """The same with every text changed."""
-        return Conversation(*_mapped([self.messages, self.tools, self.documents], change))
+        messages, tools, documents = _mapped([self.messages, self.tools, self.documents], change)
+        variables = {name: _mapped(value, change) for name, value in self.variables.items()}
+        return Conversation(messages, tools, documents, variables)
 
 
 class ChatFormat:
@@ -176,6 +190,12 @@ class ChatFormat:
             if getattr(conversation, name) is not None and name not in template.variables:
                 raise RequestError(f"{name}: expected none, as {self.what} has no place for them")
 
+        for name in conversation.variables:
+            if self._format or name not in template.variables or name in (*_OWN_VARIABLES, *self._special):
+                raise RequestError(
+                    f"chat_template_kwargs: expected names that {self.what} reads and that are free, found {name!r:.80}"
+                )
+
         has_input = any(message.get("input") for message in conversation.messages)
         if has_input and self._format is None and "input" not in template.source:
             raise RequestError(f"input: expected none, as {self.what} has no place for it")
@@ -225,6 +245,7 @@ class ChatFormat:
                 {**self._format.variables(messages, add_generation_prompt), **self._special}
             )
         given = {"messages": list(messages), "tools": conversation.tools, "documents": conversation.documents}
+        given |= conversation.variables
         return template.render({**given, "add_generation_prompt": add_generation_prompt, **self._special})
 
 

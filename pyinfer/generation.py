@@ -180,7 +180,11 @@ def _pick(
     if request.processors:
         tokens = timeline.tokens
         for process in request.processors:
-            process(tokens, logits)
+            made: object = process(tokens, logits)
+            if made is not None and made is not logits:
+                raise RequestError(
+                    f"processors: expected logits that are changed in place, found a {type(made).__name__} returned"
+                )
     token = sampler.pick(logits)
     sampler.accept(token)
     return token, None if request.logprobs is None else _logprob(own, token, request.logprobs)

@@ -9,20 +9,20 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from pyinfer import cache as store
 from pyinfer import convert, hub
-from pyinfer.adapters import Adapter, Adapters, Weighted, located, split
+from pyinfer.adapters import Adapter, Adapters, Weighted, located, pairs
 from pyinfer.convert.checkpoint import Checkpoint, in_file
 from pyinfer.convert.identity import SourceChecksums, key_of
 from pyinfer.convert.merge import CheckpointBase, Into, Merged, merge
 from pyinfer.convert.metadata import told
 from pyinfer.convert.model_file import open_model_file
 from pyinfer.convert.writer import write_model
-from pyinfer.errors import ModelFileError, RequestError
+from pyinfer.errors import ModelFileError
 from pyinfer.growing import grown
 from pyinfer.stack import stacked
 
@@ -33,16 +33,14 @@ Progress = Callable[[int, int, str], None]
 
 def loaded(adapters: Adapters) -> Weighted:
     """A list of adapters with all that are paths read; the same path twice is the same adapter."""
-    if isinstance(adapters, (str, bytes)) or not isinstance(adapters, Sequence):
-        raise RequestError(f"adapters: expected a list, found {type(adapters).__name__}")
     read: dict[Path, Adapter] = {}
-    pairs = []
-    for adapter, weight in map(split, adapters):
+    weighted = []
+    for adapter, weight in pairs(adapters):
         if not isinstance(adapter, Adapter):
             path = located(adapter)
             adapter = read[path] if path in read else read.setdefault(path, Adapter.load(path))
-        pairs.append((adapter, weight))
-    return tuple(pairs)
+        weighted.append((adapter, weight))
+    return tuple(weighted)
 
 
 def described(weighted: Weighted) -> str:

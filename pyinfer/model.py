@@ -5,6 +5,7 @@ Must not know formats of other files (`hub` and `convert` do) nor how an answer 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
@@ -18,11 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyinfer import _core, memory, prompt_formats
-from pyinfer.answering import Answering, ChatOptions, Options, Prompt, Turn
-from pyinfer.arguments import is_whole, plain, shown
+from pyinfer.answering import Answering, ChatFields, ChatOptions, Options, Prompt, Turn
+from pyinfer.arguments import is_whole, plain, shown, whole
 from pyinfer.chat import ChatFormat, checked_conversation
 from pyinfer.convert.metadata import Metadata
 from pyinfer.errors import ContextFullError, RequestError
+from pyinfer.fitting import (
+    Activations,
+    Context,
+    checked_context,
+    chosen_activations,
+    chosen_kv,
+    fitting_context,
+)
 from pyinfer.generation import Processor, Request, Stream, chunks
 from pyinfer.sampling import SamplingFields, merged
 from pyinfer.session import Session
@@ -39,12 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "load"]
 
-Activations: TypeAlias = Literal["int8", "f32"]
 HugePages: TypeAlias = Literal["auto", "on", "off"]
-Context: TypeAlias = int | Literal["fit"] | None
-DEFAULT_CONTEXT = 4096
-PAGE = 64  # positions that the KV cache grows by
-MOST_THREADS = 256  # as the core has it
 MOST_IDLE = 2  # sessions kept for the next request
 MOST_TOP = 1000
 
@@ -60,13 +64,14 @@ def load(
     format: str | None = None,
     adapters: Adapters = (),
     merge: bool = False,
+    weights: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Model:
     """Opens a model by path or name; what is not a model.bin is converted once, into the cache.
 
     Args:
-        path_or_name: A model.bin, a GGUF file, a Hugging Face folder, a llama2.c file, or a name such as `smollm2` or
-            `hf:org/repo:file`.
+        path_or_name: A model.bin, a GGUF file, a Hugging Face or Meta folder, a llama2.c file, or a name such as
+            `smollm2` or `hf:org/repo:file`.
         threads: Threads that work on one step. None: the physical cores this process may use.
         context: Tokens that prompt and answer may have together, at most what the model was trained for. None: the
             same, but no more than 4096, since memory for the KV cache grows with it. `fit`: as None, or less where
@@ -75,6 +80,7 @@ def load(
         kv: How keys and values are kept: `f16` as halves, `i16` as 16-bit integers with a scale a position and head
             (some 3 % more memory), `q8` as bytes in half the memory, at a small cost in quality. `auto`: `i16` where
             the processor is faster with them (AVX-512 VNNI), activations are `int8` and keys have no bias, else `f16`.
+            With any but `auto` logits have the same bits on every processor.
         huge_pages: Pages of 2 MiB for the weights, which are read faster than pages of 4 KiB. `auto`: where the
             system's cache of the file has them, as it does on Linux for files that pyinfer wrote. `on`: in a private
             copy of the file, made while loading; Linux only. `off`: none are asked for.
@@ -84,6 +90,8 @@ def load(
             each alone or as (adapter, weight).
         merge: True puts the adapters into the weights, once, into the cache: they cost nothing afterwards, and
             cannot be taken off. Matrices of 8 bits or less that they change are stored in 8 bits.
+        weights: The packed format for sources in floats: `q4`, `q8`, `f16`, `bf16` or `f32`. None: `q8` for Hugging
+            Face and Meta folders, `f32` for llama2.c's files. What is quantised already keeps its own.
         progress: Called with done, total (0: unknown) and a word, while a model is fetched or converted.
 
     Raises:
@@ -97,8 +105,8 @@ def load(
     """
     if not isinstance(path_or_name, (str, os.PathLike)):
         raise RequestError(f"path_or_name: expected a path or a name, found {type(path_or_name).__name__}")
-    threads = _whole("threads", threads, 1, MOST_THREADS)
-    context = context if context == "fit" else _whole("context", context, 1)
+    threads = whole("threads", threads, 1, _core.MOST_THREADS)
+    context = context if context == "fit" else whole("context", context, 1)
     chosen = chosen_activations(activations)
     if kv not in ("auto", "f16", "i16", "q8"):
         raise RequestError(f"kv: expected auto, f16, i16 or q8, found {kv!r}")
@@ -114,10 +122,12 @@ def load(
 
         if not adapters:
             raise RequestError("merge: expected adapters to merge, found none")
+        if weights is not None:
+            raise RequestError(f"weights: expected none beside merge, found {weights!r:.40}")
         path = merging.merged(source, merging.loaded(adapters), progress=progress)
         adapters = ()
     else:
-        path = hub.resolve(source, progress=progress)
+        path = hub.resolve(source, weights=weights, progress=progress)
     model = Model(
         path,
         threads=threads,
@@ -128,7 +138,7 @@ def load(
         format=format,
     )
     try:
-        model.shelf.default = model.shelf.stack(adapters)
+        model.shelf.set_default(adapters)
     except BaseException:
         model.close()
         raise
@@ -138,8 +148,8 @@ def load(
 class Model(Answering):
     """A model ready to answer, made by `load`.
 
-    Any number of threads may use it at once; each answer equals its solo run. Answers that are made outside of a
-    `Session` start from an empty cache.
+    Any number of threads may use it at once; each answer equals its solo run. Outside of a `Session` what was computed
+    for the last two answers is used again where a prompt begins alike, with the same bits.
     """
 
     def __init__(
@@ -169,7 +179,7 @@ class Model(Answering):
         self._chats: dict[str | None, ChatFormat] = {}
         engine = _core.Engine(file, threads or 0, activations, prefetch=False)
         self._engine: _core.Engine | None = engine
-        self.context = _fitting(context, self.spec["context"], engine, self.kv, self.name)
+        self.context = fitting_context(context, self.spec["context"], engine, self.kv, self.name)
         """Tokens that prompt and answer may have together."""
         engine.prefetch()
         self.shelf = Shelf(file, self._engine, self.metadata.architecture)
@@ -203,7 +213,7 @@ class Model(Answering):
 
     def memory(self, context: int | None = None) -> _core.MemoryDict:
         """Bytes of the weights, and of one session of `context` tokens (None: the model's)."""
-        size = self.context if context is None else _context(context, self.spec["context"])
+        size = self.context if context is None else checked_context(context, self.spec["context"])
         return self._open().memory(size, self.kv)
 
     @property
@@ -231,7 +241,7 @@ class Model(Answering):
 
     def session(self, context: int | None = None) -> Session:
         """A conversation that keeps what it has evaluated; `context` as in `load` (None: the model's)."""
-        size = self.context if context is None else _context(context, self.spec["context"])
+        size = self.context if context is None else checked_context(context, self.spec["context"])
         return Session(self, self._new_timeline(size))
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
@@ -251,6 +261,7 @@ class Model(Answering):
         format: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = True,
     ) -> list[int]:
         """Token ids of messages in the model's own chat template or a prompt format; arguments as those of `chat`.
@@ -261,7 +272,7 @@ class Model(Answering):
             RequestError: There is neither a chat template nor a known format, or it refuses the messages.
             ModelFileError: The template is broken, or reaches for what it may not have.
         """
-        conversation = checked_conversation(messages, tools, documents)
+        conversation = checked_conversation(messages, tools, documents, chat_template_kwargs)
         return self.chat_format(format).tokens(conversation, add_generation_prompt)
 
     def chat_format(self, name: str | None = None) -> ChatFormat:
@@ -277,8 +288,9 @@ class Model(Answering):
         stack = self.shelf.default if adapters is None else self.shelf.stack(adapters)
         ids = self._prompt(tokens, self.context)
         memory.require(4 * len(ids) * self.n_vocab, f"logits of {len(ids)} tokens")
-        lease = self._lend()
+        lease = self._lend(ids)
         try:
+            lease.timeline.truncate(0)  # all rows are wanted
             lease.timeline.use(stack.overlay)
             return lease.timeline.replace(ids, "all")[1]
         finally:
@@ -314,20 +326,25 @@ class Model(Answering):
 
     # Requests: what a caller asks for, checked before any work
 
-    def tokens_of(self, prompt: Prompt, *, opens: bool = True) -> tuple[int, ...]:
+    def tokens_of(
+        self, prompt: Prompt, *, opens: bool = True, parse_special: bool = False
+    ) -> tuple[int, ...]:
         """Token ids of a prompt: those of a text, with the model's opening token if the text opens the timeline, or the
         ids given, checked.
         """
         if isinstance(prompt, str):
-            tokenizer = self.tokenizer
-            return tuple(
-                tokenizer.encode_prompt(prompt) if opens else tokenizer.encode(prompt, add_special=False)
-            )
+            if opens:
+                return tuple(self.tokenizer.encode_prompt(prompt, parse_special))
+            return tuple(self.tokenizer.encode(prompt, add_special=False, parse_special=parse_special))
         single = isinstance(prompt, (bytes, bytearray)) or getattr(prompt, "shape", None) == ()
         if single or not isinstance(prompt, (Sequence, np.ndarray)):
             raise RequestError(f"prompt: expected text or token ids, found {type(prompt).__name__}")
         tokens = []
         for i, given in enumerate(prompt):
+            if isinstance(given, str):
+                raise RequestError(
+                    "prompt: expected one text or token ids, found a list of texts: ask for each by itself"
+                )
             token = plain(given)
             if not is_whole(token) or not 0 <= token < self.n_vocab:
                 raise RequestError(
@@ -339,27 +356,35 @@ class Model(Answering):
     def chat_request(self, messages: Turn, context: int, options: ChatOptions, stack: Stacked) -> Request:
         """A request that answers messages, checked; stop strings of the format come before those of the options."""
         given: dict[str, Any] = dict(options)
-        name, tools, documents = (given.pop(key, None) for key in ("format", "tools", "documents"))
-        tokens = self.chat_tokens(messages, format=name, tools=tools, documents=documents)
-        request = self.request(tokens, context, cast(Options, given), stack)
+        asked: dict[str, Any] = {key: given.pop(key) for key in ChatFields.__annotations__ if key in given}
+        if given.get("parse_special"):
+            raise RequestError(
+                "parse_special: expected none, as messages spell no control tokens, found True"
+            )
+        name, tokens = asked.get("format"), self.chat_tokens(messages, **asked)
+        request = self.request(tokens, context, cast(Options, given), stack, ChatFields.__annotations__)
         stops = checked_stops((*self.chat_format(name).stops, *request.stop))
         ends = request.stop_ids.union(self._control_tokens(stops))
         return replace(request, stop=stops, stop_ids=ends, opens=True)
 
-    def request(self, prompt: Prompt, context: int, options: Options, stack: Stacked) -> Request:
+    def request(
+        self, prompt: Prompt, context: int, options: Options, stack: Stacked, others: Iterable[str] = ()
+    ) -> Request:
         """A request from a prompt, options and the stack to use unless they name one, checked; the answers of `Model`
-        and `Session` begin here.
+        and `Session` begin here. `others` are options that were taken already.
         """
         given: dict[str, Any] = dict(options)
-        names = ("params", "max_tokens", "stop", "logprobs", "processors", "adapters")
-        params, max_tokens, stop, logprobs, processors, adapters = (given.pop(name, None) for name in names)
-        max_tokens = _whole("max_tokens", max_tokens, 0)
-        logprobs = _whole("logprobs", logprobs, 0, MOST_TOP)
-        sampling = merged(params, cast(SamplingFields, given)).with_seed()
+        names = ("params", "max_tokens", "stop", "logprobs", "processors", "adapters", "parse_special")
+        params, max_tokens, stop, logprobs, processors, adapters, special = (
+            given.pop(name, None) for name in names
+        )
+        max_tokens = whole("max_tokens", max_tokens, 0, none="no limit")
+        logprobs = whole("logprobs", logprobs, 0, MOST_TOP)
+        sampling = merged(params, cast(SamplingFields, given), (*names, *others)).with_seed()
         _require_biases_below(self.n_vocab, sampling.logit_bias)
         stops = checked_stops(() if stop is None else stop)
         return Request(
-            prompt=self._prompt(prompt, context),
+            prompt=self._prompt(prompt, context, bool(special)),
             n_vocab=self.n_vocab,
             sampling=sampling,
             max_tokens=max_tokens,
@@ -370,14 +395,16 @@ class Model(Answering):
             overlay=(stack if adapters is None else self.shelf.stack(adapters)).overlay,
         )
 
-    def _prompt(self, prompt: Prompt, context: int) -> tuple[int, ...]:
-        tokens = self.tokens_of(prompt)
+    def _prompt(self, prompt: Prompt, context: int, parse_special: bool = False) -> tuple[int, ...]:
+        tokens = self.tokens_of(prompt, parse_special=parse_special)
         if not tokens:
             raise RequestError(
                 "prompt: expected at least one token, found none, and the model adds no opening token"
             )
         if len(tokens) > context:
-            raise ContextFullError(f"the prompt has {len(tokens)} tokens, the context holds {context}")
+            most = self.spec["context"]
+            more = f"; up to {most} with context= (--ctx)" if context < most else ""
+            raise ContextFullError(f"the prompt has {len(tokens)} tokens, the context holds {context}{more}")
         return tokens
 
     def _control_tokens(self, stops: tuple[str, ...]) -> list[int]:
@@ -388,21 +415,21 @@ class Model(Answering):
     # Timelines: lent for one answer each, a few kept for the next
 
     def _streamed(self, request: Request) -> Stream:
-        with self._lend().handed_on() as lease:
+        with self._lend(request.prompt).handed_on() as lease:
             lease.timeline.use(request.overlay)
             return Stream(lease, chunks(lease.timeline, self.tokenizer, request), self._take_back)
 
-    def _lend(self) -> Lease:
-        try:
-            timeline = self._idle.pop()
-        except IndexError:
-            timeline = self._new_timeline(self.context)
-        lease = timeline.lease()
-        timeline.truncate(0)
-        return lease
+    def _lend(self, tokens: Sequence[int]) -> Lease:
+        """A timeline for a prompt: of those that are idle the one that holds most of its beginning."""
+        for timeline in sorted(self._idle, key=lambda idle: -idle.shared(tokens)):
+            with contextlib.suppress(ValueError):  # another thread has taken it
+                self._idle.remove(timeline)
+                return timeline.lease()
+        return self._new_timeline(self.context).lease()
 
     def _take_back(self, timeline: Timeline) -> None:
         if len(self._idle) < MOST_IDLE and not self.closed:
+            timeline.rest()
             self._idle.append(timeline)
         else:
             timeline.close()
@@ -426,63 +453,6 @@ class Model(Answering):
         return engine
 
 
-def chosen_kv(given: Kv, activations: Activations, biased_keys: bool) -> Literal["f16", "i16", "q8"]:
-    """What was asked for, or what `auto` stands for with such activations and keys."""
-    return _core.usual_kv(activations, biased_keys) if given == "auto" else given
-
-
-def chosen_activations(given: str | None) -> Activations:
-    """What was asked for, else what PYINFER_ACTIVATIONS says, else int8; RequestError for anything else."""
-    source = "activations" if given is not None else "PYINFER_ACTIVATIONS"
-    value = given if given is not None else os.environ.get("PYINFER_ACTIVATIONS") or "int8"
-    if value not in ("int8", "f32"):
-        raise RequestError(f"{source}: expected int8 or f32, found {value!r}")
-    return cast(Activations, value)
-
-
-def _context(given: int | None, trained: int) -> int:
-    size = _whole("context", given, 1)
-    if size is None:
-        return min(trained, DEFAULT_CONTEXT)
-    if size > trained:
-        raise RequestError(
-            f"context: expected at most {trained}, for which the model was trained, found {shown(size)}"
-        )
-    return size
-
-
-def _fitting(given: Context, trained: int, engine: _core.Engine, kv: Kv, name: str) -> int:
-    """The context that was asked for; MemoryLimitError unless weights and one session of it fit into memory."""
-
-    def needed(context: int) -> int:
-        return sum(cast(Mapping[str, int], engine.memory(context, kv)).values())
-
-    def roomy() -> int:
-        return memory.largest(needed, size, PAGE) or min(size, PAGE)
-
-    def advice() -> str:
-        fits, free = roomy(), memory.available_bytes()
-        would = free is None or needed(fits) <= free
-        return f"; a context of {fits} tokens would fit" if would else "; no context would fit"
-
-    size = _context(None if given == "fit" else given, trained)
-    if given == "fit":
-        size = roomy()
-    require_room(engine, size, kv, name, advice)
-    return size
-
-
-def require_room(
-    engine: _core.Engine, context: int, kv: Kv, name: str, advice: Callable[[], str] = str
-) -> None:
-    """MemoryLimitError with all figures unless weights and one session of `context` tokens fit into memory."""
-    needs = engine.memory(context, kv)
-    weights, cache, workspace = needs["weights"], needs["kv_cache"], needs["workspace"]
-    parts = f" (weights {memory.mib(weights)}, {context} tokens of context {memory.mib(cache)}, "
-    parts += f"workspace {memory.mib(workspace)})"
-    memory.require(weights + cache + workspace, f"the model {name}", parts, advice)
-
-
 def _callables(processors: object) -> tuple[Processor, ...]:
     wanted = "processors: expected several callables that take tokens and logits"
     if processors is None:
@@ -494,15 +464,6 @@ def _callables(processors: object) -> tuple[Processor, ...]:
         if not callable(one):
             raise RequestError(f"{wanted}, found {type(one).__name__}")
     return found
-
-
-def _whole(name: str, given: object, low: int, high: int | None = None) -> int | None:
-    """A whole number within limits, or None."""
-    value = plain(given)
-    if value is None or (is_whole(value) and low <= value <= (high or value)):
-        return value
-    wanted = f"from {low} to {high}" if high else f"of at least {low}"
-    raise RequestError(f"{name}: expected a whole number {wanted}, found {shown(given)}")
 
 
 def _require_biases_below(n_vocab: int, biases: Mapping[int, float]) -> None:

@@ -40,7 +40,7 @@ def checked(path: Path) -> Path:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise PyinferError("drawing needs matplotlib: pip install 'pyinfer[plot]'") from None
+        raise PyinferError("drawing needs matplotlib: pip install matplotlib") from None
     return path
 
 

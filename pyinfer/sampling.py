@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypedDict
 
 from pyinfer.arguments import is_number, is_whole, plain, shown
@@ -116,13 +117,16 @@ class SamplingParams:
 _FIELDS = frozenset(item.name for item in fields(SamplingParams))
 
 
-def merged(params: SamplingParams | None, changes: SamplingFields) -> SamplingParams:
-    """`params`, or the defaults, with some fields changed. An unknown name is a RequestError."""
+def merged(
+    params: SamplingParams | None, changes: SamplingFields, others: Iterable[str] = ()
+) -> SamplingParams:
+    """`params`, or the defaults, with some fields changed. Any other name is a RequestError that lists `others` too."""
     unknown = sorted(changes.keys() - _FIELDS)
     if unknown:
-        raise RequestError(
-            f"expected sampling parameters among {', '.join(sorted(_FIELDS))}, found {unknown[0]!r}"
-        )
+        known = sorted({*_FIELDS, *others})
+        close = get_close_matches(unknown[0], known, 1, 0.5)
+        hint = f" (is {close[0]} meant?)" if close else ""
+        raise RequestError(f"expected options among {', '.join(known)}, found {unknown[0]!r}{hint}")
     if params is not None and not isinstance(params, SamplingParams):
         raise RequestError(f"params: expected SamplingParams, found {type(params).__name__}")
     return replace(params or SamplingParams(), **changes)

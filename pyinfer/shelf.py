@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -100,15 +100,20 @@ class Shelf:
 
     def stack(self, adapters: Adapters) -> Stacked:
         """The stack of a list, packed now or before; raises RequestError or ModelFileError."""
-        if isinstance(adapters, (str, bytes)) or not isinstance(adapters, Sequence):
-            raise RequestError(f"adapters: expected a list, found {type(adapters).__name__}")
-        if not adapters:
+        if isinstance(adapters, (list, tuple)) and not adapters:
             return EMPTY
-        from pyinfer.adapters import split
+        from pyinfer.adapters import pairs
 
-        pairs = [split(item) for item in adapters]
+        wanted = pairs(adapters)
         with self._lock, self._restored_on_error():
-            return self._pack(tuple((self._found(adapter), weight) for adapter, weight in pairs))
+            return self._pack(tuple((self._found(adapter), weight) for adapter, weight in wanted))
+
+    def set_default(self, adapters: Adapters) -> None:
+        """Makes a stack the one of requests that name none; its adapters keep their names."""
+        with self._lock:
+            self.default = self.stack(adapters)
+            used = {id(adapter) for adapter, _ in self.default.weighted}
+            self._added |= {name for name, one in self._known.items() if id(one) in used}
 
     @contextlib.contextmanager
     def _restored_on_error(self) -> Iterator[None]:
@@ -128,14 +133,18 @@ class Shelf:
             self.default = EMPTY
 
     def _found(self, adapter: AdapterLike) -> Adapter:
-        """By name, else by path; what was read from a path is kept."""
+        """By a name that was given, by path, or by the name of what was read from one; what is read is kept."""
         from pyinfer.adapters import Adapter, located
 
         if isinstance(adapter, Adapter):
             return adapter
-        if isinstance(adapter, str) and adapter in self._known:
-            return self._known[adapter]
         path = located(adapter)
+        if (
+            isinstance(adapter, str)
+            and adapter in self._known
+            and (adapter in self._added or not path.exists())
+        ):
+            return self._known[adapter]
         if isinstance(adapter, str) and not path.exists():
             raise RequestError(f"adapters: expected {self._names()} or a path, found {adapter!r}")
         found = self._read_from(path) or Adapter.load(path)

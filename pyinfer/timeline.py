@@ -183,9 +183,22 @@ class Timeline:
         """All tokens, shape (position,)."""
         return (*self._evaluated, *self._picked)
 
+    def shared(self, tokens: Sequence[int]) -> int:
+        """How many tokens are held of those that a prompt begins with."""
+        return _common(self._evaluated, tokens)
+
     def use(self, course: Course) -> None:
         """What every step from the next one on runs with, from any thread. Tokens that are held stay as they are."""
         self._wanted = course
+
+    def rest(self) -> None:
+        """Lets go of adapters, which tokens that are held keep the numbers of."""
+        if os.getpid() != self._process:
+            return
+        with self._switch:
+            if self._core is not None and self._overlay is not BARE:
+                self._core.adapters = None
+            self._overlay = self._ahead = self._wanted = self._course = BARE
 
     def truncate(self, position: int) -> None:
         """Forgets all tokens from `position` on."""

@@ -93,11 +93,11 @@ class Tokenizer:
             ids = [*ids, meta.eos[0]]
         return ids
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, parse_special: bool = False) -> list[int]:
         """Token ids of a text that is to be continued: the begin token before it where the model wants one, and no end
-        token behind.
+        token behind; `parse_special` as of `encode`.
         """
-        return self.begun(self.encode(text, add_special=False))
+        return self.begun(self.encode(text, add_special=False, parse_special=parse_special))
 
     def begun(self, ids: list[int]) -> list[int]:
         """The same with the begin token before them, where the model wants one and they have none."""

@@ -51,5 +51,5 @@ def stats(completion: Completion) -> str:
         ("decode", f"{times.answer_tokens} tokens", f"{times.decode_tokens_per_s:.1f} tokens/s"),
         ("first token", f"{times.time_to_first_token_s:.3f} s", ""),
     ]
-    rows.append(("peak memory", terminal.size(_core.peak_memory()), ""))
+    rows += [("peak memory", terminal.size(_core.peak_memory()), ""), ("seed", str(completion.seed), "")]
     return terminal.table(rows)

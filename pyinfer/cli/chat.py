@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pyinfer import cache
 from pyinfer.adapters import Adapter
 from pyinfer.cli import answer, conversation, options, terminal
-from pyinfer.errors import PyinferError, RequestError, plain
+from pyinfer.errors import ContextFullError, PyinferError, RequestError, plain
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -149,7 +149,34 @@ class Chat:
     def _stream(self, text: str) -> Stream:
         if self.raw:
             return self.session.stream(text, **self.wanted)
+        try:
+            return self.session.chat_stream(text, **self.wanted, **(self.asked or {}))
+        except ContextFullError:
+            if not self._forget_oldest(text):
+                raise
         return self.session.chat_stream(text, **self.wanted, **(self.asked or {}))
+
+    def _forget_oldest(self, text: str) -> bool:
+        """Leaves out as many turns as it takes for three quarters of the context to hold the rest."""
+        system, left_out = self._system(), 0
+        rest: list[Any] = list(self.session.messages[len(system) :])
+        turn, room = {"role": "user", "content": text}, self.session.context * 3 // 4
+        if self._tokens([*system, turn]) > self.session.context:
+            return False
+        while rest and self._tokens([*system, *rest, turn]) > room:
+            users = [i for i, message in enumerate(rest) if i and message["role"] == "user"]
+            gone = users[0] if users else len(rest)
+            del rest[:gone]
+            left_out += gone
+        if left_out:
+            self.session.messages = (*system, *rest)
+            terminal.note(
+                f"The oldest {left_out} messages are left out, the context is full; --ctx makes room."
+            )
+        return left_out > 0
+
+    def _tokens(self, messages: list[dict[str, Any]]) -> int:
+        return len(self.session.model.chat_tokens(messages, **(self.asked or {})))
 
     def _obey(self, name: str, argument: str) -> None:
         if name not in COMMANDS:

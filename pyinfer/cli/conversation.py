@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_conversation", "chat_options", "messages", "read_messages", "refuse_with_raw"]
 
-_CHAT_ONLY = ("format", "system", "input", "messages", "tools", "documents")
+_CHAT_ONLY = ("format", "system", "input", "messages", "tools", "documents", "chat_template_kwargs")
 
 
 def add_conversation(parser: argparse.ArgumentParser) -> None:
@@ -35,19 +35,40 @@ def add_conversation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--documents", metavar="FILE", help="documents for templates that take them: a JSON list"
     )
+    group.add_argument(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help='what else the model\'s template reads, such as {"enable_thinking": false}',
+    )
 
 
 def refuse_with_raw(options: argparse.Namespace) -> None:
     """A prompt that is continued as it stands has no place for messages."""
     for name in _CHAT_ONLY:
         if options.raw and getattr(options, name) is not None:
-            raise RequestError(f"--{name} needs a prompt format, which --raw leaves out")
+            raise RequestError(f"--{name.replace('_', '-')} needs a prompt format, which --raw leaves out")
 
 
 def chat_options(options: argparse.Namespace) -> ChatFields:
     """What goes with the messages."""
     tools, documents = (_read_list(getattr(options, name), name) for name in ("tools", "documents"))
-    return {"format": options.format, "tools": tools, "documents": documents}
+    variables = _variables(options.chat_template_kwargs)
+    return {
+        "format": options.format,
+        "tools": tools,
+        "documents": documents,
+        "chat_template_kwargs": variables,
+    }
+
+
+def _variables(text: str | None) -> dict[str, Any] | None:
+    try:
+        found = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        found = text
+    if found is not None and not isinstance(found, dict):
+        raise RequestError(f"--chat-template-kwargs: expected a JSON object, found {text!r:.80}")
+    return found
 
 
 def messages(prompt: str | None, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""Write a model.bin from a GGUF file, a Hugging Face folder or a llama2.c file.
+"""Write a model.bin from a GGUF file, a Hugging Face or Meta folder or a llama2.c file.
 
-The output is written whole or not at all. Peak memory stays near one tensor, whatever the size of the model. With
+The output is written whole or not at all. Peak memory is some ranges of rows, whatever the size of the model. With
 --lora, adapters are put into the weights; SRC may then be a model.bin too. With --base and --delta, and no SRC, the
 difference of weights that a model was published as is added to its base.
 """

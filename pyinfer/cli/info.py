@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pyinfer.cli import options as common
 from pyinfer.cli import terminal
@@ -18,9 +18,6 @@ from pyinfer.errors import ModelFileError, RequestError
 
 if TYPE_CHECKING:
     from pyinfer import _core
-
-PAGE = 64
-"""Positions in a page of the KV cache."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +49,7 @@ def execute(options: argparse.Namespace) -> int:
 def _of_model_file(path: Path, ctx: int | None, verify: bool) -> dict[str, Any]:
     from pyinfer import _core
     from pyinfer.convert.metadata import Metadata
-    from pyinfer.model import chosen_activations
+    from pyinfer.fitting import chosen_activations
     from pyinfer.tokenizer import Tokenizer
 
     file = _core.ModelFile(str(path))
@@ -74,7 +71,7 @@ def _of_model_file(path: Path, ctx: int | None, verify: bool) -> dict[str, Any]:
 
 def _of_source(path: Path, ctx: int | None, verify: bool) -> dict[str, Any]:
     from pyinfer import _core, convert, hub
-    from pyinfer.model import chosen_activations
+    from pyinfer.fitting import chosen_activations
 
     if verify:
         raise RequestError(f"--verify: only a model.bin has checksums, and {path} is not one")
@@ -86,7 +83,9 @@ def _of_source(path: Path, ctx: int | None, verify: bool) -> dict[str, Any]:
     for group in landed:
         del group["exact"]
     kv = _core.usual_kv(chosen_activations(None), info.spec.qkv_bias)
-    memory = {"weights": info.output_bytes, "kv_cache": kv_cache_bytes(spec, context, kv), "workspace": None}
+    heads = (info.spec.n_layers, info.spec.n_kv_heads, info.spec.head_dim)
+    kept = _core.kv_cache_bytes(*heads, context, kv)
+    memory = {"weights": info.output_bytes, "kv_cache": kept, "workspace": None}
     return {
         "path": str(path),
         "kind": info.kind,
@@ -112,7 +111,7 @@ def _head(found: Any, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _context(ctx: int | None, trained: int) -> int:
-    from pyinfer.model import DEFAULT_CONTEXT
+    from pyinfer.fitting import DEFAULT_CONTEXT
 
     if ctx is not None and ctx > trained:
         raise RequestError(f"ctx: expected at most {trained}, for which the model was trained, found {ctx}")
@@ -138,14 +137,6 @@ def parameters(spec: dict[str, Any]) -> int:
     layer += spec["qk_norm"] * 2 * spec["head_dim"] + spec["post_norms"] * 2 * dim
     tables = 1 if spec["tied_head"] else 2
     return int(spec["n_layers"] * layer + tables * spec["n_vocab"] * dim + dim)
-
-
-def kv_cache_bytes(spec: dict[str, Any], context: int, kv: Literal["f16", "i16"]) -> int:
-    """Keys and values of `context` positions in 16 bits, in whole pages: values in runs of 16, integers with scales."""
-    width = spec["head_dim"] + -(-spec["head_dim"] // 16) * 16
-    scales = 2 * 4 if kv == "i16" else 0
-    positions = -(-context // PAGE) * PAGE
-    return int(positions * spec["n_layers"] * spec["n_kv_heads"] * (2 * width + scales))
 
 
 def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ def execute(options: argparse.Namespace) -> int:
     if entries:
         print(terminal.table([("NAME", "SIZE", "CREATED", "SOURCE", "FILE"), *map(_row, entries)]))
     models = "1 model" if len(entries) == 1 else f"{len(entries)} models"
-    print(f"{models}, {terminal.size(total)} in {cache.folder()}")
+    print(f"{models}, {terminal.size(total)} in {cache.folder() / 'models'}")
     return 0
 
 

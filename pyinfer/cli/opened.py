@@ -21,30 +21,31 @@ def model_file(
     from pyinfer import _core, hub
 
     with terminal.progress() as progress:
-        path = hub.resolve(options.model, cache=options.cache, progress=progress)
+        wanted = getattr(options, "weights", None)  # of verbs that run the model
+        path = hub.resolve(options.model, cache=options.cache, weights=wanted, progress=progress)
     return _core.ModelFile(str(path), huge_pages)
 
 
 def activations(options: argparse.Namespace) -> Literal["int8", "f32"]:
     """What was asked for, by option or by PYINFER_ACTIVATIONS; int8 otherwise."""
-    from pyinfer.model import chosen_activations
+    from pyinfer.fitting import chosen_activations
 
     return chosen_activations(options.activations)
 
 
 def kv(file: _core.ModelFile, options: argparse.Namespace) -> str:
     """How sessions of the file keep keys and values: what was asked for, or what `auto` stands for."""
-    from pyinfer.model import chosen_kv
+    from pyinfer.fitting import chosen_kv
 
     return chosen_kv(options.kv, activations(options), file.spec["qkv_bias"])
 
 
 def require_room(file: _core.ModelFile, context: int, threads: int, options: argparse.Namespace) -> None:
     """MemoryLimitError unless the weights and one session fit into memory; reads nothing of the weights."""
-    from pyinfer import _core, model
+    from pyinfer import _core, fitting
 
     engine = _core.Engine(file, threads, activations(options), prefetch=False)
-    model.require_room(engine, context, options.kv, options.model)
+    fitting.require_room(engine, context, options.kv, options.model)
 
 
 def text(stream: IO[bytes], where: str) -> str:

@@ -137,7 +137,7 @@ def add_engine(parser: argparse.ArgumentParser, *, threads: bool = True) -> None
         choices=("auto", "f16", "i16", "q8"),
         default="auto",
         help="how keys and values are kept: in 16 bits as floats or integers (auto, the default: what this processor "
-        "is faster with), or q8 in half the memory",
+        "is faster with; the others give the same bits on every one), or q8 in half the memory",
     )
     parser.add_argument(
         "--huge-pages",
@@ -146,6 +146,7 @@ def add_engine(parser: argparse.ArgumentParser, *, threads: bool = True) -> None
         help="pages of 2 MiB for the weights: where the file's cache has them (auto, default), in a private copy "
         "of the file (on), or none (off)",
     )
+    add_weights(parser)
     add_cache(parser)
 
 

@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the verb takes."""
     common.add_model(parser)
-    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to answer")
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to answer; - is what is piped in")
     parser.add_argument(
         "--raw", action="store_true", help="continue the prompt as it stands, without chat template"
+    )
+    parser.add_argument(
+        "--parse-special",
+        action="store_true",
+        help="with --raw: read the spelling of control tokens as those tokens, for a template of your own",
     )
     parser.add_argument(
         "-n", "--max-tokens", type=common.count(0), metavar="N", help="tokens of the answer at most"
@@ -61,6 +66,11 @@ def execute(options: argparse.Namespace) -> int:
     said = conversation.messages(prompt, options)
     model = _load(options)
     wanted: Options = {"params": params, "max_tokens": options.max_tokens, "stop": options.stop or ()}
+    if options.parse_special and not options.raw:
+        raise RequestError("--parse-special needs --raw, since messages spell no control tokens")
+    if options.raw:
+        wanted["parse_special"] = options.parse_special
+        _note_control_tokens(model, prompt, options)
     if prompt is None and options.messages is None:
         from pyinfer.cli import chat
 
@@ -80,6 +90,10 @@ def _prompt(argument: str | None, *, optional: bool) -> str | None:
     and that is allowed.
     """
     piped = None if sys.stdin.isatty() else opened.text(sys.stdin.buffer, "standard input")
+    if piped is not None:  # the end of its last line, which `echo` puts there, is no part of it
+        piped = piped.removesuffix("\n").removesuffix("\r")
+    if argument == "-":
+        argument = None
     if argument is None and piped is None:
         if not (optional or sys.stdout.isatty()):
             raise RequestError(
@@ -96,6 +110,13 @@ def _prompt(argument: str | None, *, optional: bool) -> str | None:
     return prompt
 
 
+def _note_control_tokens(model: Model, prompt: str | None, options: argparse.Namespace) -> None:
+    pieces = {} if options.parse_special or prompt is None else model.tokenizer.special_pieces()
+    spelled = next((piece for piece in pieces if len(piece) > 2 and piece in (prompt or "")), None)
+    if spelled:
+        terminal.note(f"pyinfer: {spelled} is taken as text; --parse-special makes it a control token")
+
+
 def _load(options: argparse.Namespace) -> Model:
     import pyinfer
     from pyinfer import hub
@@ -103,13 +124,15 @@ def _load(options: argparse.Namespace) -> Model:
     chosen = opened.activations(options)
     if options.merge and not (options.lora and options.cache):
         raise RequestError("--merge needs --lora, and the cache to keep the merged model in")
+    if options.merge and options.weights:
+        raise RequestError("--weights: expected none beside --merge; convert --lora takes both")
     with terminal.progress() as progress:
         if options.merge:
             from pyinfer import merging
 
             path = merging.merged(options.model, merging.loaded(options.lora), progress=progress)
         else:
-            path = hub.resolve(options.model, cache=options.cache, progress=progress)
+            path = hub.resolve(options.model, cache=options.cache, weights=options.weights, progress=progress)
     stack = [] if options.merge else options.lora
     model = pyinfer.load(
         path,

@@ -108,13 +108,14 @@ def _in_thread(work: Callable[[], T], folder: Path, total: int, what: str, progr
 
 
 def _choose(repo: str, names: list[str], file: str) -> list[str]:
-    """The files to fetch: the one asked for, a model of safetensors or PyTorch's files, or the only GGUF; of a split
-    GGUF all parts, the first at the front.
+    """The files to fetch: the one asked for by its name or the tag that it ends in, a model of safetensors or PyTorch's
+    files, or the only GGUF; of a split GGUF all parts, the first at the front.
     """
     if file:
-        if file not in names:
+        found = file if file in names else _tagged(file, names)
+        if found is None:
             raise DownloadError(f"hf:{repo} has no file {file!r}; it has {_some(names)}")
-        return _parts(file, names)
+        return _parts(found, names)
     safetensors = [name for name in names if re.fullmatch(r"model[^/]*\.safetensors", name)]
     weights = safetensors or [name for name in names if re.fullmatch(r"pytorch_model[^/]*\.bin", name)]
     if "config.json" in names and weights:
@@ -130,6 +131,13 @@ def _choose(repo: str, names: list[str], file: str) -> list[str]:
         f"hf:{repo}: expected config.json with model*.safetensors or pytorch_model*.bin, or a *.gguf, "
         f"found {_some(names)}"
     )
+
+
+def _tagged(tag: str, names: list[str]) -> str | None:
+    """The one GGUF whose name ends in a tag such as `Q4_K_M`, of a split one the first part."""
+    pattern = rf"(?:.*[-./])?{re.escape(tag)}(?:-00001-of-[0-9]{{5}})?\.gguf"
+    found = [name for name in names if re.fullmatch(pattern, name, re.DOTALL | re.IGNORECASE)]
+    return found[0] if len(found) == 1 else None
 
 
 def _parts(file: str, names: list[str]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,43 @@ def test_adapters_named_by_their_paths_do_not_pile_up(own: Model, tmp_path: Path
         own.shelf.stack([lw.plain(tmp_path / f"adapter {i}", i)])
     assert list(own.adapters) == ["given", *(f"adapter {i}" for i in range(5, MOST_READ + 5))]
     assert own.adapters["given"] is given
+
+
+def test_a_relative_path_is_not_what_has_its_name(
+    own: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that nobody gave came from a path: what is there now counts, and another folder is another adapter."""
+    for folder, seed in (("here", 1), ("there", 2)):
+        lw.plain(tmp_path / folder / "mine", seed)
+    expected = {}
+    for folder in ("there", "here"):
+        expected[folder] = own.logits(TOKENS, adapters=[tmp_path / folder / "mine"])
+        monkeypatch.chdir(tmp_path / folder)
+        assert np.array_equal(own.logits(TOKENS, adapters=["mine"]), expected[folder])
+    assert not np.array_equal(expected["here"], expected["there"])
+    anew = lw.plain(tmp_path / "anew", 3) / "adapter_model.safetensors"
+    anew.replace(tmp_path / "here" / "mine" / anew.name)
+    assert not np.array_equal(own.logits(TOKENS, adapters=["mine"]), expected["here"])
+    monkeypatch.chdir(tmp_path)  # where no path has the name, it is the first one's
+    assert np.array_equal(own.logits(TOKENS, adapters=["mine"]), expected["there"])
+
+
+def test_adapters_of_the_model_keep_their_names(stories_model_bin: Path, tmp_path: Path) -> None:
+    first = lw.plain(tmp_path / "first", 1)
+    with load(stories_model_bin, threads=1, adapters=[first]) as model:
+        for i in range(MOST_READ + 5):
+            model.shelf.stack([lw.plain(tmp_path / f"adapter {i}", i)])
+        assert model.shelf.stack(["first"]).weighted[0][0] is model.shelf.default.weighted[0][0]
+
+
+def test_a_stack_that_nobody_uses_is_freed(own: Model, adapters: tuple[Adapter, Adapter]) -> None:
+    """Though the cache of an answer with it is kept."""
+    own.generate(TOKENS, adapters=[adapters[0]], **PROMPT)
+    (overlay,) = (weakref.ref(packed) for _, packed in own.shelf._packed.values())
+    own.shelf._packed.clear()
+    gc.collect()
+    assert overlay() is None
+    assert own.generate(TOKENS, **PROMPT).timings.cached_tokens == 0  # of another overlay
 
 
 def test_names_paths_and_adapters_are_the_same(own: Model, adapters: tuple[Adapter, Adapter]) -> None:

@@ -217,10 +217,14 @@ BAD_CALLS: list[tuple[Any, dict[str, Any], str]] = [
     ([2**40], {}, r"^prompt\[0\]: expected a token id from 0 to 511"),
     ([1.5], {}, r"^prompt\[0\]: expected a token id"),
     ([True], {}, r"^prompt\[0\]: expected a token id"),
-    (["x"], {}, r"^prompt\[0\]: expected a token id"),
+    (["x"], {}, r"^prompt: expected one text or token ids, found a list of texts"),
     ([None], {}, r"^prompt\[0\]: expected a token id"),
     (np.zeros((2, 2), np.int64), {}, r"^prompt\[0\]: expected a token id"),
-    ("x", {"max_tokens": -1}, "^max_tokens: expected a whole number of at least 0, found -1"),
+    (
+        "x",
+        {"max_tokens": -1},
+        "^max_tokens: expected a whole number of at least 0, or None for no limit, found -1",
+    ),
     ("x", {"max_tokens": 1.5}, "^max_tokens: "),
     ("x", {"max_tokens": "5"}, "^max_tokens: "),
     ("x", {"max_tokens": True}, "^max_tokens: "),
@@ -237,7 +241,13 @@ BAD_CALLS: list[tuple[Any, dict[str, Any], str]] = [
     ("x", {"processors": [5]}, "^processors: "),
     ("x", {"processors": len}, "^processors: "),
     ("x", {"params": {"top_k": 5}}, "^params: expected SamplingParams, found dict"),
-    ("x", {"max_new_tokens": 5}, "found 'max_new_tokens'"),
+    ("x", {"max_new_tokens": 5}, r"found 'max_new_tokens' \(is max_tokens meant\?\)"),
+    (
+        "x",
+        {"logits_processor": []},
+        r"among adapters, .*processors, .*found 'logits_processor' \(is processors",
+    ),
+    ("x", {"tools": []}, "found 'tools'"),
 ]
 
 
@@ -249,6 +259,31 @@ def test_bad_calls_are_refused_at_once_and_by_name(
         with pytest.raises(RequestError, match=message) as error:
             call(prompt, **options)
         assert "\n" not in str(error.value)
+
+
+def test_a_processor_that_returns_logits_is_refused(stories: Model) -> None:
+    """They are changed in place; elsewhere what is returned counts."""
+    with pytest.raises(
+        RequestError, match=r"expected logits that are changed in place, found a ndarray returned"
+    ):
+        stories.generate(ONCE, processors=[lambda _, logits: logits + 1], max_tokens=1)
+    assert stories.generate(ONCE, processors=[lambda _, logits: logits], max_tokens=1).tokens
+
+
+def test_control_tokens_in_a_prompt_are_text_unless_asked(tiny_chat: Model) -> None:
+    text = "<|im_start|>user\nthe<|im_end|>\n"
+    encode = tiny_chat.tokenizer.encode
+    for asked, expected in ((False, encode(text)), (True, encode(text, parse_special=True))):
+        seen: list[tuple[int, ...]] = []
+        options: dict[str, Any] = {
+            "processors": [lambda tokens, _, seen=seen: seen.append(tokens)],
+            "max_tokens": 1,
+        }
+        tiny_chat.generate(text, parse_special=asked, **options)
+        assert seen == [tuple(expected)]
+    assert encode(text) != encode(text, parse_special=True)
+    with pytest.raises(RequestError, match=r"^parse_special: expected none, as messages"):
+        tiny_chat.chat("the", parse_special=True)
 
 
 def test_logprobs_are_those_of_the_model(stories: Model) -> None:
@@ -360,11 +395,37 @@ def test_logits_that_do_not_fit_into_memory_are_refused(
 
 
 def test_timings_are_plausible(stories: Model) -> None:
-    timings = stories.generate(ONCE, temperature=0, max_tokens=20).timings
-    assert (timings.prompt_tokens, timings.cached_tokens, timings.answer_tokens) == (5, 0, 20)
+    timings = stories.generate("Far away", temperature=0, max_tokens=20).timings
+    n, held = timings.prompt_tokens, timings.cached_tokens
+    assert (n, timings.answer_tokens) == (len(stories.tokenizer.encode("Far away")), 20)
+    assert held <= 1  # the opening token
     assert 0 < timings.prefill_s <= timings.time_to_first_token_s
-    assert timings.prefill_tokens_per_s == pytest.approx(5 / timings.prefill_s)
+    assert timings.prefill_tokens_per_s == pytest.approx((n - held) / timings.prefill_s)
     assert timings.decode_tokens_per_s == pytest.approx(19 / timings.decode_s)
+
+
+def test_what_was_computed_for_the_beginning_of_a_prompt_is_used_again(stories_model_bin: Path) -> None:
+    """Of the two answers before; with the same bits, whatever was held."""
+    ids = [1, 403, 407, 261, 378]
+    with load(stories_model_bin, threads=1) as model, load(stories_model_bin, threads=1) as fresh:
+
+        def answer(prompt: list[int]) -> tuple[int, tuple[int, ...], Any]:
+            given = model.generate(prompt, max_tokens=6, temperature=0, logprobs=3)
+            with fresh.session() as session:
+                expected = session.generate(prompt, max_tokens=6, temperature=0, logprobs=3)
+            assert (given.tokens, given.logprobs) == (expected.tokens, expected.logprobs)
+            return given.timings.cached_tokens, given.tokens, given.logprobs
+
+        held, said, _ = answer(ids)
+        assert held == 0
+        assert answer(ids)[0] == 4  # the last one is evaluated for its logits
+        longer = [*ids, *said, 9, 10]
+        assert answer(longer)[0] == 5 + 6 - 1  # the last token of an answer is not evaluated
+        with model.stream([2, 3, 4], max_tokens=2, temperature=0) as other:  # holds that timeline
+            assert answer([7, 8, 9])[0] == 0
+            other.finish()
+        assert answer([7, 8, 9, 10])[0] == 3
+        assert np.array_equal(model.logits(ids), fresh.logits(ids))
 
 
 def test_the_step_that_ends_an_answer_is_not_timed(stories: Model) -> None:

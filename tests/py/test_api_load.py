@@ -71,10 +71,10 @@ def test_keys_and_values_as_bytes_take_less(stories_model_bin: Path, stories: Mo
 
 
 def test_the_default_context_is_no_larger_than_4096() -> None:
-    from pyinfer.model import _context
+    from pyinfer.fitting import checked_context
 
-    assert [_context(None, trained) for trained in (512, 4096, 131072)] == [512, 4096, 4096]
-    assert _context(131072, 131072) == 131072
+    assert [checked_context(None, trained) for trained in (512, 4096, 131072)] == [512, 4096, 4096]
+    assert checked_context(131072, 131072) == 131072
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,24 @@ def test_no_message_makes_a_control_token(content: str) -> None:
 _CHATML = chat_format()
 
 
+def test_what_else_a_template_reads() -> None:
+    """As Qwen 3 reads `enable_thinking`; texts in it spell no control tokens either."""
+    thinks = chat_format("{% if enable_thinking is false %}no{% endif %}{{ note }}<|im_end|>")
+
+    def tokens(**variables: Any) -> list[int]:
+        return thinks.tokens(checked_conversation("hi", chat_template_kwargs=variables))
+
+    assert spelled(tokens(enable_thinking=False, note="w")) == ["now", "(<|im_end|>)"]
+    assert spelled(tokens(enable_thinking=True)) == ["(<|im_end|>)"]
+    assert [token >= 256 for token in tokens(note="<|im_end|>")] == [False] * 10 + [True]
+    for wrong in ("messages", "bos_token", "thoughts"):
+        with pytest.raises(RequestError, match=f"^chat_template_kwargs: expected names .* found '{wrong}'"):
+            tokens(**{wrong: 1})
+    for odd in ([1], {"note": object()}, {"note": {1: 2}}):
+        with pytest.raises(RequestError, match=r"^chat_template_kwargs"):
+            checked_conversation("hi", chat_template_kwargs=odd)
+
+
 def test_private_use_characters_are_text_like_any_other() -> None:
     content = "".join(map(chr, range(0xE000, 0xE100))) + "<|im_end|>"
     assert (

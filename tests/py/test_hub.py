@@ -278,6 +278,16 @@ def test_all_parts_of_a_split_gguf_are_chosen() -> None:
         huggingface._choose("org/repo", names, "")
 
 
+def test_a_gguf_is_chosen_by_the_tag_that_it_ends_in() -> None:
+    names = ["a-Q4_K_M.gguf", "a-Q4_K_S.gguf", "a.q8_0.gguf", "sub/a-BF16-00001-of-00002.gguf"]
+    names += ["sub/a-BF16-00002-of-00002.gguf", "b-q8_0.gguf", "README.md"]
+    for tag, chosen in (("Q4_K_M", names[:1]), ("q4_k_s", names[1:2]), ("bf16", names[3:5])):
+        assert huggingface._choose("org/repo", names, tag) == chosen
+    for tag in ("q8_0", "4_K_M", "Q5_0", "README"):  # two of them, a part of a tag, none, no GGUF
+        with pytest.raises(DownloadError, match=f"has no file '{tag}'"):
+            huggingface._choose("org/repo", names, tag)
+
+
 @pytest.mark.parametrize(
     "names", ["", "config.json", "adapter_model.safetensors config.json", "pytorch_model.bin"]
 )

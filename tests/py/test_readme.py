@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyinfer import _core, hub
-from pyinfer.cli.info import kv_cache_bytes, parameters
+from pyinfer.cli.info import parameters
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -171,11 +171,12 @@ def weights(shape: dict[str, int], kind: str) -> int:
 @pytest.mark.parametrize("model", rows("Which run"))
 def test_memory_is_what_the_shapes_come_to(model: str) -> None:
     shape = spec(rows("Which run")[model])
+    heads = (shape["n_layers"], shape["n_kv_heads"], shape["head_dim"])
     assert rows("Memory")[model] == [
         f"{parameters(shape) / 1e6:,.1f}",
         f"{weights(shape, 'q4') / 2**20:,.0f}",
         f"{weights(shape, 'q8') / 2**20:,.0f}",
-        f"{kv_cache_bytes(shape, 1024, 'f16') / 2**20:,.1f}",
+        f"{_core.kv_cache_bytes(*heads, 1024, 'f16') / 2**20:,.1f}",
     ]
 
 

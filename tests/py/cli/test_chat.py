@@ -75,6 +75,21 @@ def test_system_message_and_clear(talk: Chat, capsys: pytest.CaptureFixture[str]
     assert "Be long." in capsys.readouterr().err
 
 
+def test_the_oldest_turns_go_where_the_context_is_full(
+    tiny_model_bin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pyinfer.load(tiny_model_bin, threads=1, context=96) as model, model.session() as session:
+        talk = Chat(session, GREEDY)
+        talk.hear("/system Be brief.")
+        for _ in range(12):
+            talk.hear("and what then?")
+        said = capsys.readouterr().err
+        assert "messages are left out, the context is full" in said and "the prompt has" not in said
+        assert roles(talk)[:3] == ["system", "user", "assistant"] and len(roles(talk)) < 2 * 12
+        talk.hear("word " * 96)
+        assert "the prompt has" in capsys.readouterr().err
+
+
 def test_a_system_message_that_the_format_has_no_place_for(
     tiny_chat: pyinfer.Model, capsys: pytest.CaptureFixture[str]
 ) -> None:

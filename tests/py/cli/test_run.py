@@ -64,7 +64,35 @@ def test_the_template_is_used_unless_raw(run, tiny_model_bin: Path, tiny_chat: p
     assert raw.stdout.rstrip("\n") == tiny_chat.generate("the", max_tokens=8, temperature=0).text.rstrip("\n")
 
 
-@pytest.mark.parametrize("name", ["format", "system", "input", "messages", "tools", "documents"])
+def test_the_end_of_the_last_line_of_a_pipe_is_no_part_of_it(run, stories_model_bin: Path) -> None:
+    expected = run("run", stories_model_bin, "Once upon", *RAW).stdout
+    for piped in ("Once upon\n", "Once upon\r\n"):
+        assert run("run", stories_model_bin, *RAW, stdin=piped).stdout == expected
+        assert run("run", stories_model_bin, "-", *RAW, stdin=piped).stdout == expected
+
+
+def test_control_tokens_in_a_raw_prompt_are_told(run, tiny_model_bin: Path, tiny_chat: pyinfer.Model) -> None:
+    text, options = "<|im_start|>the", ("--raw", "--greedy", "-n", 4)
+    done = run("run", tiny_model_bin, text, *options)
+    assert done.stderr == "pyinfer: <|im_start|> is taken as text; --parse-special makes it a control token\n"
+    parsed = run("run", tiny_model_bin, text, *options, "--parse-special")
+    expected = tiny_chat.generate(text, parse_special=True, max_tokens=4, temperature=0).text
+    assert (parsed.stdout.rstrip("\n"), parsed.stderr) == (expected.rstrip("\n"), "")
+    assert run("run", tiny_model_bin, text, "--parse-special").stderr.startswith(
+        "pyinfer: --parse-special needs --raw"
+    )
+
+
+def test_weights_are_chosen_where_a_model_is_run(run, own_cache: Path) -> None:
+    for weights in ("q4", "q8"):
+        assert run("run", STORIES, "Once upon", *RAW, "--weights", weights).returncode == 0
+    listed = [pyinfer._core.ModelFile(str(path)) for path in (own_cache / "models").glob("*.bin")]
+    assert {tensor["format"] for file in listed for tensor in file.tensors} == {"q4", "q8", "vector"}
+
+
+@pytest.mark.parametrize(
+    "name", ["format", "system", "input", "messages", "tools", "documents", "chat-template-kwargs"]
+)
 def test_a_conversation_is_none_with_raw(run, name: str, tiny_model_bin: Path) -> None:
     done = run("run", tiny_model_bin, "x", f"--{name}", "y", "--raw")
     assert (done.returncode, done.stdout) == (1, "")
