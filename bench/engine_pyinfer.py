@@ -68,8 +68,11 @@ class PyInfer(driver.TimelineEngine):
         self._key: tuple[int, Settings] = (0, {})
 
     def open(self, model: str, settings: Settings) -> None:
-        """Maps the model."""
+        """Maps the model, and reads its vocabulary as the peers do."""
+        from pyinfer.tokenizer import Tokenizer
+
         self._file = self._core.ModelFile(model)
+        self._tokenizer = Tokenizer.open(self._file)
 
     def about(self) -> dict[str, Any]:
         """Version and instruction set."""

@@ -55,13 +55,21 @@ def compiler() -> str:
     raise LimitError("no C++ compiler found: expected c++, g++ or clang++ on PATH, or CXX set")
 
 
+def processor() -> str:
+    """What the system says of the first processor, whose program another may not run."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0] if path.exists() else ""
+    return "\n".join(
+        line for line in text.splitlines() if line.startswith(("model name", "flags", "Features"))
+    )
+
+
 def build() -> Path:
     """Compiles the probe for this machine unless it is there already, and returns the program's path."""
     cxx = compiler()
     native = "-mcpu=native" if os.uname().machine in ("aarch64", "arm64") else "-march=native"
-    key = hashlib.sha256(SOURCE.read_bytes() + f"{cxx} {native} {FLAGS} {os.uname()}".encode()).hexdigest()[
-        :16
-    ]
+    what = f"{cxx} {native} {FLAGS} {os.uname()} {processor()}"
+    key = hashlib.sha256(SOURCE.read_bytes() + what.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"pyinfer-bench-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     program = folder / f"limits-{key}"

@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 
 import cases
+import limits
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -93,7 +94,7 @@ def limit(report: Row, threads: int, prefixes: tuple[str, ...]) -> float:
 
 def draw_roofline(report: Row, model: Row, axes: Axes) -> None:
     """Multiply-accumulates a second over multiply-accumulates a byte, under the machine's limits."""
-    peaks = {"avx2": ("vpmaddubsw",), "neon": ("smlal",)}.get(model["isa"], ("vpdpbusd", "sdot", "smmla"))
+    peaks = limits.PEAKS.get(model["isa"], ())
     thread_counts = sorted({series["threads"] for series in model["series"]})
     xs = [10 ** (i / 50) for i in range(-25, 200)]
     for threads in thread_counts:

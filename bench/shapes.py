@@ -55,6 +55,7 @@ class Shape:
 
 
 SHAPES: dict[str, Shape] = {
+    "tiny": Shape(256, 2, 4, 2, 512, 2048),  # to try the harness itself
     "smollm2-135m": Shape(576, 30, 9, 3, 1536, 49152, tied=True, rope_theta=100000.0),
     "1.1b": Shape(2048, 22, 32, 4, 5632, 32000),
     "llama-3.2-1b": Shape(2048, 16, 32, 8, 8192, 128256, tied=True, rope_theta=500000.0),

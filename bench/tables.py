@@ -159,7 +159,7 @@ def facts(model: Row) -> str:
         f"instruction set {model['isa']}; converted in {convert['seconds']:.2f} s to {convert['bytes'] / 1e6:.0f} MB",
         f"(a copy of the file takes {convert['copy_seconds']:.2f} s).",
     ]
-    for entry in model["agreement"]:
+    for entry in [*model["agreement"], *model.get("lora", {}).get("agreement", [])]:
         same = "the same" if entry["same_token"] else "another"
         who = f"{entry['peer']} {settings(entry['settings'])}"
         lines.append(f"KL divergence of our logits from {who}: {entry['kl']:.2g}, {same} first choice.")

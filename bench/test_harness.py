@@ -251,7 +251,7 @@ def test_every_setting_must_compute_the_same() -> None:
     found = compare.agreement([ours, near], 1, adapted=False)  # type: ignore[list-item]
     assert [entry["settings"]["way"] for entry in found] == ["a", "b"]
     compare.check_agreement(found)
-    with pytest.raises(SystemExit, match=r"peer way=a: expected logits within a divergence of 0.5 of ours"):
+    with pytest.raises(SystemExit, match=r"peer way=a: expected logits within a divergence of 0.1 of ours"):
         compare.check_agreement(compare.agreement([ours, far], 1, adapted=False))  # type: ignore[list-item]
     with pytest.raises(SystemExit, match="found nan"):
         compare.check_agreement([{**found[0], "kl": float("nan")}])
