@@ -3,9 +3,10 @@
     python tools/test_emulated.py arm|old-x86 [--build FOLDER] [--quick] [--write]
 
 `arm` compiles for 64-bit Arm with Debian's g++-aarch64-linux-gnu, `old-x86` for this machine; FOLDER is build/arm and
-build/tests unless told otherwise. Every CTest test runs on every CPU of the lists below: an instruction that a CPU has
-not ends the program there. Then models run on each: the instruction set must be the one expected, the greedy tokens and
-the bits of all logits those of tests/golden/bits.json, which hold on every processor.
+build/tests unless told otherwise. Models run on every CPU of the lists below: the instruction set must be the one
+expected, the greedy tokens and the bits of all logits those of tests/golden/bits.json, which hold on every processor;
+FOLDER/models-agree is there afterwards. Then every CTest test runs on each: an instruction that a CPU has not ends the
+program there.
 --write makes that file anew from what the first CPU says; --quick tests on each CPU its best instruction set alone,
 some suites on the first CPU only or not at all (those of kernels too where this machine has the set itself), and models
 with int8 activations only, the large one on the last CPU.
@@ -36,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "bits.json"
 JOBS = 2
 ONCE = {"allocations", "base", "cores", "formats", "model_file", "thread_pool", "sampling", "sampling_chain"}
-"""C++ suites that --quick runs on the first CPU only: those that no instruction set changes."""
+"""C++ suites that --quick runs on the first Arm CPU only: those that no instruction set changes."""
 NOT_QUICK = {"forward", "adapters"}
 """What takes minutes on one CPU alone; their kernels have suites of their own, and whole models run as well."""
 KERNELS = {"attend", "matmul", "rows"}
@@ -156,6 +157,8 @@ def tests_of(folder: Path) -> list[Test]:
         if Path(test["command"][0]).is_relative_to(folder):
             expected = "|".join(properties.get("PASS_REGULAR_EXPRESSION", ()))
             tests.append(Test(test["name"], test["command"], "FIXTURES_SETUP" in properties, expected))
+    if not tests:
+        raise SystemExit(f"{folder}: expected tests of CTest, found none")
     return tests
 
 
@@ -181,8 +184,8 @@ def left_out(target: Target, cpu: str) -> set[str]:
     from pyinfer import _core
 
     first, *_ = target.cpus
-    if cpu == first:
-        return NOT_QUICK
+    if cpu == first:  # without libraries of its own the programs are this machine's, and CTest runs them
+        return NOT_QUICK if target.libraries else NOT_QUICK | ONCE
     here = {name for name, runs in _core.isas() if runs}
     return NOT_QUICK | ONCE | (KERNELS if target.cpus[cpu] in here else set())
 
@@ -268,6 +271,7 @@ def run_models(target: Target, folder: Path, quick: bool, write: bool) -> None:
             check_answer(f"{name} on {cpu}", target.cpus[cpu], said, every[name], kind)
     if write:
         GOLDEN.write_text(golden_text(every), encoding="utf-8")
+    (folder / "models-agree").touch()
 
 
 def golden_text(every: dict[str, Golden]) -> str:
@@ -301,10 +305,10 @@ def main() -> int:
         if shutil.which(tool) is None:
             print(f"{asked.target}: expected {tool} in PATH, found none", file=sys.stderr)
             return 77
-    steps: dict[str, Callable[[], None]] = {
+    steps: dict[str, Callable[[], None]] = {  # what says most comes first, should time run out
         "build": lambda: build(target, folder),
-        "tests": lambda: run_tests(target, folder, asked.quick),
         "models": lambda: run_models(target, folder, asked.quick, asked.write),
+        "tests": lambda: run_tests(target, folder, asked.quick),
     }
     for name, step in steps.items():
         start, cpu_start = time.monotonic(), cpu_seconds()

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from pyinfer import _core
 
 THREADS = (1, 2, 3)
+CHUNKS = (1, 7, 64, 512, 0)
+"""Tokens of a prompt at once; 0 are steps of one."""
 ISAS = tuple(name for name, runs_here in _core.isas() if runs_here)
 
 
@@ -49,12 +51,14 @@ def probe_logits(
     activations: str = "int8",
     kv: str = "auto",
     threads: tuple[int, ...] = THREADS,
+    chunks: tuple[int, ...] = CHUNKS,
 ) -> Answer:
     """Logits of `tokens` under `isa`, and the digests of all ways to compute them."""
     np.save(folder / "tokens.npy", np.array(tokens, np.int32))
     script = Path(__file__).with_name("probe_logits.py")
     paths = [str(path) for path in (script, model, folder / "tokens.npy", folder / "logits.npy")]
-    done = run_python(*paths, activations, kv, *map(str, threads), isa=isa)
+    ways = (",".join(map(str, chunks)), *map(str, threads))
+    done = run_python(*paths, activations, kv, *ways, isa=isa)
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-2000:]}"
     answer = json.loads(done.stdout)
     return Answer(answer["isa"], answer["digests"], np.load(folder / "logits.npy"))
