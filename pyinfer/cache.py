@@ -150,14 +150,20 @@ def remember(name: str, key: str) -> None:
     write_whole(_made("names") / _checked(name), key + "\n")
 
 
-def named(name: str) -> Path | None:
-    """The model that `name` was last converted to, if it is still there."""
+def noted(name: str) -> str:
+    """The key that was remembered for `name`; empty if none was."""
     try:
         key = (folder() / "names" / _checked(name)).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
-        return None
+        return ""
+    return key if _KEY.fullmatch(key) else ""
+
+
+def named(name: str) -> Path | None:
+    """The model that `name` was last converted to, if it is still there."""
+    key = noted(name)
     path = folder() / "models" / f"{key}.bin"
-    return path if _KEY.fullmatch(key) and os.path.isfile(path) else None
+    return path if key and os.path.isfile(path) else None
 
 
 def entries() -> list[Entry]:

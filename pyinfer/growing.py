@@ -50,7 +50,7 @@ def grown(checkpoint: Checkpoint, weighted: Weighted) -> tuple[Checkpoint, Weigh
         )
     n_vocab = _n_tokens(adapter)
     if n_vocab <= spec.n_vocab:
-        return _with_tokenizer(checkpoint, adapter), weighted
+        return _with_tokenizer(checkpoint, adapter, spec.n_vocab), weighted
     tensors = tuple(
         _padded(tensor, n_vocab) if tensor.role in ROLES else tensor for tensor in checkpoint.tensors
     )
@@ -68,9 +68,12 @@ def _fills_spare_rows(adapter: Adapter, checkpoint: Checkpoint) -> bool:
     ends = [item for item in adapter.source.replaced if item.role in ROLES]
     if not ends or not folder.is_dir() or base.kind == "none":
         return False
-    with in_file(folder):
-        own = read_tokenizer(folder, {}, {}, optional_json(folder / "tokenizer_config.json"))
+    try:
+        settings = optional_json(folder / "tokenizer_config.json")
+        own = read_tokenizer(folder, {}, {}, settings, checkpoint.spec.n_vocab)
         new, old = open_vocabulary(own.kind, own.blob), open_vocabulary(base.kind, base.blob)
+    except ModelFileError:  # one that cannot be read is none; the base's was read before
+        return False
     if new is None or old is None:
         return False
     return any(new.piece(i) and old.piece(i) in ("", f"[PAD{i}]", f"[EMPTY_{i}]") for i in range(new.size))
@@ -119,14 +122,16 @@ def _size(tensor: Tensor, rows: int) -> int:
     return rows * row_bytes(tensor.source, tensor.cols)
 
 
-def _with_tokenizer(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
-    """With the tokenizer and the chat template of the adapter's folder, where it has them."""
+def _with_tokenizer(checkpoint: Checkpoint, adapter: Adapter, rows: int | None = None) -> Checkpoint:
+    """With the tokenizer and the chat template of the adapter's folder, where it has them; added tokens from `rows` on
+    are left out.
+    """
     folder = adapter.path
     if not folder.is_dir():
         return checkpoint
     with in_file(folder):
         settings = optional_json(folder / "tokenizer_config.json")
-        own, base = read_tokenizer(folder, {}, {}, settings), checkpoint.tokenizer
+        own, base = read_tokenizer(folder, {}, {}, settings, rows), checkpoint.tokenizer
         if own.size > checkpoint.spec.n_vocab:
             raise ModelFileError(
                 f"tokenizer: expected at most {checkpoint.spec.n_vocab} tokens, found {own.size}"

@@ -61,10 +61,22 @@ def resolve(
         RequestError: The name is malformed, or `weights` is given for a model.bin.
         PyinferError: The cache folder cannot be written.
     """
+    if weights is not None:
+        _check_weights(weights, name_or_path)
     wanted = _Wanted(cache, fresh, weights, progress or _silent)
     if is_name(name_or_path):
         return _by_name(str(name_or_path), wanted)
     return _local(Path(name_or_path), wanted)
+
+
+def _check_weights(weights: str, name_or_path: str | Path) -> None:
+    """Before anything is fetched."""
+    from pyinfer.convert.landing import WEIGHTS
+
+    if weights not in WEIGHTS:
+        raise RequestError(f"weights: expected one of {', '.join(WEIGHTS)}, found {weights!r:.40}")
+    if name_or_path in KNOWN:
+        raise RequestError(f"weights: {name_or_path} is quantised already, found {weights!r}")
 
 
 @contextlib.contextmanager
@@ -184,9 +196,8 @@ def kept(alias: str) -> Path | None:
 
 
 def converted_before(name: str) -> str:
-    """The key of what a name was last converted to; empty if it never was."""
-    found = store.named(_alias(name, None))
-    return found.stem if found else ""
+    """The key of what a name was last converted to, also where that is gone; empty if it never was."""
+    return store.noted(_alias(name, None))
 
 
 def _fetched(name: str, alias: str, wanted: _Wanted) -> Path:

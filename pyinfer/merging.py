@@ -22,7 +22,7 @@ from pyinfer.convert.merge import CheckpointBase, Into, Merged, merge
 from pyinfer.convert.metadata import told
 from pyinfer.convert.model_file import open_model_file
 from pyinfer.convert.writer import write_model
-from pyinfer.errors import ModelFileError
+from pyinfer.errors import ModelFileError, PyinferError
 from pyinfer.growing import grown
 from pyinfer.stack import stacked
 
@@ -122,8 +122,9 @@ def merged(
             convert_merged(path, output, weighted, into=into, progress=progress)
 
         made = store.add(key, f"{path.name}+{described(weighted)}", where, make, convert.is_sound)
-    if alias:
-        store.remember(alias, key)
+    if alias:  # the name may stand for another one now: it is converted, or fetched anew
+        with contextlib.suppress(PyinferError, OSError):  # a cache that cannot be written
+            store.remember(_alias(name_or_path, weighted, into), key)
     return made
 
 

@@ -91,7 +91,7 @@ def load(
         merge: True puts the adapters into the weights, once, into the cache: they cost nothing afterwards, and
             cannot be taken off. Matrices of 8 bits or less that they change are stored in 8 bits.
         weights: The packed format for sources in floats: `q4`, `q8`, `f16`, `bf16` or `f32`. None: `q8` for Hugging
-            Face and Meta folders, `f32` for llama2.c's files. What is quantised already keeps its own.
+            Face and Meta folders, `f32` for llama2.c's files. Refused for what is quantised already.
         progress: Called with done, total (0: unknown) and a word, while a model is fetched or converted.
 
     Raises:
@@ -149,7 +149,7 @@ class Model(Answering):
     """A model ready to answer, made by `load`.
 
     Any number of threads may use it at once; each answer equals its solo run. Outside of a `Session` what was computed
-    for the last two answers is used again where a prompt begins alike, with the same bits.
+    for the last answer, or the last two that were made at once, is used again where a prompt begins alike: bits stay.
     """
 
     def __init__(
@@ -288,9 +288,9 @@ class Model(Answering):
         stack = self.shelf.default if adapters is None else self.shelf.stack(adapters)
         ids = self._prompt(tokens, self.context)
         memory.require(4 * len(ids) * self.n_vocab, f"logits of {len(ids)} tokens")
-        lease = self._lend(ids)
+        lease = self._lend(ids, least=True)  # since all rows are wanted, nothing that is held is used
         try:
-            lease.timeline.truncate(0)  # all rows are wanted
+            lease.timeline.truncate(0)
             lease.timeline.use(stack.overlay)
             return lease.timeline.replace(ids, "all")[1]
         finally:
@@ -419,9 +419,9 @@ class Model(Answering):
             lease.timeline.use(request.overlay)
             return Stream(lease, chunks(lease.timeline, self.tokenizer, request), self._take_back)
 
-    def _lend(self, tokens: Sequence[int]) -> Lease:
-        """A timeline for a prompt: of those that are idle the one that holds most of its beginning."""
-        for timeline in sorted(self._idle, key=lambda idle: -idle.shared(tokens)):
+    def _lend(self, tokens: Sequence[int], *, least: bool = False) -> Lease:
+        """A timeline for a prompt: of those that are idle the one that holds most of its beginning, or least."""
+        for timeline in sorted(self._idle, key=lambda idle: idle.shared(tokens), reverse=not least):
             with contextlib.suppress(ValueError):  # another thread has taken it
                 self._idle.remove(timeline)
                 return timeline.lease()

@@ -112,8 +112,9 @@ class Shelf:
         """Makes a stack the one of requests that name none; its adapters keep their names."""
         with self._lock:
             self.default = self.stack(adapters)
-            used = {id(adapter) for adapter, _ in self.default.weighted}
-            self._added |= {name for name, one in self._known.items() if id(one) in used}
+            for adapter, _ in self.default.weighted:
+                if self._known.setdefault(adapter.name, adapter) is adapter:
+                    self._added.add(adapter.name)
 
     @contextlib.contextmanager
     def _restored_on_error(self) -> Iterator[None]:

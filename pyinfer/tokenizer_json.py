@@ -5,15 +5,14 @@ may make a text. Must not know vocabularies or files.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pyinfer.errors import ModelFileError
 
 MOST_GROWTH = 64
-"""Times as long as it was a text may become before it is cut; published files stay below four."""
-_NAMES = (b'"Replace"', b"\\u")
-"""Without one of these a blob has no stage that puts more text in the place of less, or hides its names."""
+"""Times as long as it was a text may become before it is cut."""
 _MOST_STAGES = 8
 
 
@@ -34,29 +33,53 @@ def check_growth(blob: bytes) -> None:
     """Raises ModelFileError where normalizers and pre-tokenizers could make a text so long that memory ends. Some are
     run while the library opens, which then ends the process.
     """
-    if not any(name in blob for name in _NAMES) and blob.count(b'"ByteLevel"') <= _MOST_STAGES:
-        return
-    try:
-        whole = json.loads(blob)
-        parts = (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"))
-        growth = 1
-        for key, several in parts:
-            for stage in stages(whole.get(key), several):
-                growth *= _growth(stage)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return  # the library says what is wrong
+    if b'"Replace"' not in blob and b"\\u" not in blob and blob.count(b'"ByteLevel"') <= _MOST_STAGES:
+        return  # no stage puts more text in the place of less, and no name is hidden
+    growth = 1
+    for key, several in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        growth *= max((_growth(stages(part, several)) for part in _parts(blob, key)), default=1)
     if growth > MOST_GROWTH:
         raise ModelFileError(
             f"tokenizer: expected stages that make a text at most {MOST_GROWTH} times as long, found {growth} times"
         )
 
 
-def _growth(stage: dict[str, Any]) -> int:
-    """How many characters one may become, at most; a replaced expression may stand between any two."""
+def _parts(blob: bytes, key: str) -> Iterator[Any]:
+    """The values of a key, without reading the vocabulary, which is far larger, unless names may be hidden."""
+    try:
+        text = blob.decode()
+        if "\\u" in text:
+            yield json.loads(text).get(key)
+            return
+        for found in re.finditer(rf'"{key}"\s*:\s*', text):
+            yield json.JSONDecoder().raw_decode(text, found.end())[0]
+    except (ValueError, AttributeError, RecursionError):
+        return  # the library says what is wrong
+
+
+def _growth(parts: Iterable[dict[str, Any]]) -> int:
+    """How many characters one may become, at most: a stage acts on what another has made where it may find its text."""
+    reached: list[tuple[int, str]] = []  # of each stage, and what it writes
+    try:
+        for stage in parts:
+            own, pattern, content = _stage(stage)
+            before = [n for n, made in reached if pattern is None or set(pattern) & set(made)]
+            reached.append((own * max(before, default=1), content))
+    except (KeyError, TypeError, AttributeError, RecursionError):
+        return 1  # the library says what is wrong
+    return max((n for n, _ in reached), default=1)
+
+
+def _stage(stage: dict[str, Any]) -> tuple[int, str | None, str]:
+    """How many characters one becomes in a stage, the text it looks for (None: any), and what it writes."""
     if stage.get("type") == "ByteLevel":
-        return 2
+        return 2, None, "any"
     if stage.get("type") != "Replace":
-        return 1
-    found = stage["pattern"].get("String")
-    content = len(stage["content"])
-    return max(1, content + 1 if found is None else -(-content // max(1, len(found))))
+        return 1, "", ""
+    content: str = stage["content"]
+    text = stage["pattern"].get("String")
+    if text is not None:
+        return max(1, -(-len(content) // max(1, len(text)))), text, content
+    expression: str = stage["pattern"]["Regex"]
+    anywhere = not expression or any(sign in expression for sign in ("*", "?", "|", "{0", "{,"))
+    return max(1, len(content) + anywhere), None, content

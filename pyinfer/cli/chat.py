@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -158,8 +159,9 @@ class Chat:
 
     def _forget_oldest(self, text: str) -> bool:
         """Leaves out as many turns as it takes for three quarters of the context to hold the rest."""
-        system, left_out = self._system(), 0
-        rest: list[Any] = list(self.session.messages[len(system) :])
+        messages: list[Any] = list(self.session.messages)
+        system = list(itertools.takewhile(lambda one: one["role"] == "system", messages))
+        rest, left_out = messages[len(system) :], 0
         turn, room = {"role": "user", "content": text}, self.session.context * 3 // 4
         if self._tokens([*system, turn]) > self.session.context:
             return False

@@ -8,6 +8,7 @@ on a terminal, it chats. Messages become a prompt by the model's own chat templa
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -62,12 +63,12 @@ def execute(options: argparse.Namespace) -> int:
     params = common.sampling_params(options)
     conversation.refuse_with_raw(options)
     asked = conversation.chat_options(options)
+    if options.parse_special and not options.raw:
+        raise RequestError("--parse-special needs --raw, since messages spell no control tokens")
     prompt = _prompt(options.prompt, optional=options.messages is not None)
     said = conversation.messages(prompt, options)
     model = _load(options)
     wanted: Options = {"params": params, "max_tokens": options.max_tokens, "stop": options.stop or ()}
-    if options.parse_special and not options.raw:
-        raise RequestError("--parse-special needs --raw, since messages spell no control tokens")
     if options.raw:
         wanted["parse_special"] = options.parse_special
         _note_control_tokens(model, prompt, options)
@@ -91,7 +92,7 @@ def _prompt(argument: str | None, *, optional: bool) -> str | None:
     """
     piped = None if sys.stdin.isatty() else opened.text(sys.stdin.buffer, "standard input")
     if piped is not None:  # the end of its last line, which `echo` puts there, is no part of it
-        piped = piped.removesuffix("\n").removesuffix("\r")
+        piped = re.sub(r"\r?\n\Z", "", piped)
     if argument == "-":
         argument = None
     if argument is None and piped is None:

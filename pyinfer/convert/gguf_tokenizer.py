@@ -37,6 +37,9 @@ END_TOKENS = (
 """Control tokens that end an answer wherever a vocabulary has them."""
 _TURN = "<start_of_turn>"
 _MARKS = re.compile(r"<\|.+\|>|<\uff5c.+\uff5c>", re.DOTALL)
+_TURNS = re.compile(
+    r"<\|(?:im_start|start_header_id|end_header_id|system|user|assistant)\|>|<\uff5c(?:User|Assistant)\uff5c>"
+)
 _NO_TOKEN = 0xFFFFFFFF
 """What llama.cpp writes where there is no such token: -1 as an unsigned number."""
 
@@ -98,6 +101,13 @@ def as_meant(token: str, kind: int) -> int:
     """
     is_known = kind in (NORMAL, USER_DEFINED) and token in (_TURN, *END_TOKENS)
     return CONTROL if is_known or (kind == USER_DEFINED and _MARKS.fullmatch(token)) else kind
+
+
+def marks_a_turn(token: str) -> bool:
+    """Whether a token ends an answer or marks who speaks, whatever a Hugging Face folder calls it: what users write
+    must not spell it. Others there, such as those of code that is to be filled in, are what they are called.
+    """
+    return token in (_TURN, *END_TOKENS) or _TURNS.fullmatch(token) is not None
 
 
 def _wrong_length(key: str, wanted: int, found: Any) -> ModelFileError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyinfer.convert.checkpoint import TokenizerSource, in_file
-from pyinfer.convert.gguf_tokenizer import END_TOKENS, as_meant
+from pyinfer.convert.gguf_tokenizer import END_TOKENS, as_meant, marks_a_turn
 from pyinfer.convert.sentencepiece_model import CONTROL, USER_DEFINED, Piece, encode_pieces
 from pyinfer.convert.small_file import optional_json, read_json, read_small
 from pyinfer.errors import ModelFileError, UnsupportedError
@@ -83,7 +83,7 @@ def _as_meant(written: Json) -> bytes | None:
         if isinstance(token, dict)
         and token.get("special") is False
         and isinstance(token.get("content"), str)
-        and as_meant(token["content"], USER_DEFINED) == CONTROL
+        and marks_a_turn(token["content"])
     ]
     for token in plain:
         token["special"] = True
@@ -231,8 +231,8 @@ def _added_tokens(folder: Path, settings: Json, size: int) -> list[Piece]:
             and isinstance(token.get("content"), str)
         ):
             raise ModelFileError(f"added_tokens_decoder: expected ids and tokens, found {number[:16]!r}")
-        kind = CONTROL if token.get("special") is True else as_meant(token["content"], USER_DEFINED)
-        kinds[int(number)] = (token["content"], kind)
+        control = token.get("special") is True or marks_a_turn(token["content"])
+        kinds[int(number)] = (token["content"], CONTROL if control else USER_DEFINED)
     later = [i for i in kinds if i >= size]
     if len(set(added.values())) != len(added) or set(later) != set(range(size, size + len(later))):
         raise _gaps(size, later)

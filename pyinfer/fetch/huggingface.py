@@ -112,10 +112,12 @@ def _choose(repo: str, names: list[str], file: str) -> list[str]:
     files, or the only GGUF; of a split GGUF all parts, the first at the front.
     """
     if file:
-        found = file if file in names else _tagged(file, names)
-        if found is None:
+        found = [file] if file in names else _tagged(file, names)
+        if len(found) > 1:
+            raise DownloadError(f"hf:{repo} has {len(found)} GGUF files that end in {file!r}: {_some(found)}")
+        if not found:
             raise DownloadError(f"hf:{repo} has no file {file!r}; it has {_some(names)}")
-        return _parts(found, names)
+        return _parts(found[0], names)
     safetensors = [name for name in names if re.fullmatch(r"model[^/]*\.safetensors", name)]
     weights = safetensors or [name for name in names if re.fullmatch(r"pytorch_model[^/]*\.bin", name)]
     if "config.json" in names and weights:
@@ -133,11 +135,10 @@ def _choose(repo: str, names: list[str], file: str) -> list[str]:
     )
 
 
-def _tagged(tag: str, names: list[str]) -> str | None:
-    """The one GGUF whose name ends in a tag such as `Q4_K_M`, of a split one the first part."""
+def _tagged(tag: str, names: list[str]) -> list[str]:
+    """The GGUFs whose names end in a tag such as `Q4_K_M`, of a split one the first part."""
     pattern = rf"(?:.*[-./])?{re.escape(tag)}(?:-00001-of-[0-9]{{5}})?\.gguf"
-    found = [name for name in names if re.fullmatch(pattern, name, re.DOTALL | re.IGNORECASE)]
-    return found[0] if len(found) == 1 else None
+    return [name for name in names if re.fullmatch(pattern, name, re.DOTALL | re.IGNORECASE)]
 
 
 def _parts(file: str, names: list[str]) -> list[str]:

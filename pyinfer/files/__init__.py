@@ -4,7 +4,6 @@ Knows descriptors and paths; must not know what the files hold. One file a syste
 
 - `open_to_read(path)`: a descriptor; does not wait for whoever writes to a FIFO.
 - `open_locked(path)`: a descriptor to write to, the file made if need be; BlockingIOError where another holds its lock.
-  Where a file system has no locks, this and the next function go on without.
 - `lock(descriptor)`: waits for the lock of a file. The system frees a lock when the file is closed or its owner dies.
 - `read_at(descriptor, view, offset)`: as many bytes as were read, 0 at the end; for several threads at once.
 - `write_at(descriptor, views, offset)`: as many bytes as were written, of one or more views that are not empty, one

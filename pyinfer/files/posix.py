@@ -39,12 +39,16 @@ def lock(descriptor: int) -> None:
 
 
 def _flock(descriptor: int, how: int) -> None:
-    """Locks, where the file system has locks: those of some clusters have none, and work is done twice there."""
+    """Locks; those file systems of clusters that have no locks are named as such."""
     try:
         fcntl.flock(descriptor, how)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        text = (
+            "the file system has no locks, which keep programs apart; choose another folder (PYINFER_CACHE)"
+        )
+        raise OSError(error.errno, text) from None
 
 
 def open_locked(path: Path) -> int:

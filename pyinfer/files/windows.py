@@ -79,23 +79,26 @@ def open_locked(path: Path) -> int:
 
 def publish(descriptor: int, temporary: Path, output: Path) -> None:
     """Closes, then renames. If another takes the lock in between, the rename fails: the other has the file open."""
+    size = os.fstat(descriptor).st_size
     os.close(descriptor)
     try:
-        replace(temporary, output)
+        replace(temporary, output, size)
     except OSError as error:
         _remove(temporary)
         text = "cannot be replaced: a program has it open, or it is write-protected"
         raise OSError(error.errno, text, str(output)) from None
 
 
-def replace(temporary: Path, output: Path) -> None:
-    """Renames; tries again for a while, since indexers and scanners of viruses open what is new for a moment."""
+def replace(temporary: Path, output: Path, size: int | None = None) -> None:
+    """Renames; tries again for a while, since indexers and scanners of viruses open what is new for a moment, but not
+    what another has begun anew meanwhile: it has no longer its `size`.
+    """
     until = time.monotonic() + _REPLACE_SECONDS
     while True:
         try:
             return os.replace(temporary, output)
         except PermissionError:
-            if time.monotonic() > until:
+            if time.monotonic() > until or size not in (None, temporary.stat().st_size):
                 raise
         time.sleep(_LOCK_SECONDS)
 

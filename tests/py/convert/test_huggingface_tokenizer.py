@@ -168,7 +168,8 @@ def test_added_tokens_of_spaces_are_spaces(tmp_path: Path) -> None:
 def test_tokens_of_turns_are_control_tokens_whatever_tokenizer_json_calls_them(tmp_path: Path) -> None:
     """Those of DeepSeek-R1-Distill-Qwen are named ordinary ones, and messages could spell them."""
     made = tokenizers.Tokenizer.from_str(unigram_json("never"))
-    made.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in ("<｜User｜>", "<think>")])
+    names = ("<｜User｜>", "<think>", "<|fim_prefix|>")
+    made.add_tokens([tokenizers.AddedToken(name, normalized=False) for name in names])
     made.save(str(tmp_path / "tokenizer.json"))
     tokenizer = read(tmp_path)
     turn, thought = made.token_to_id("<｜User｜>"), made.token_to_id("<think>")
@@ -176,6 +177,7 @@ def test_tokens_of_turns_are_control_tokens_whatever_tokenizer_json_calls_them(t
     assert turn not in tokenizer.encode("the<｜User｜>", False)
     assert tokenizer.encode("the<｜User｜>", False, parse_special=True)[-1] == turn
     assert thought in tokenizer.encode("the<think>", False)
+    assert made.token_to_id("<|fim_prefix|>") in tokenizer.encode("<|fim_prefix|>the", False)
 
 
 def test_tokens_of_turns_that_a_folder_adds_are_control_tokens(tmp_path: Path) -> None:
@@ -222,8 +224,15 @@ def test_stages_that_would_fill_all_memory_are_refused(tmp_path: Path) -> None:
             (tmp_path / "tokenizer.json").write_text(written)
             with pytest.raises(ModelFileError, match=expected):
                 read(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps({**whole, "normalizer": replaced("▁", 12)}))
-    assert read(tmp_path)
+    signs = [{"type": "Replace", "pattern": {"String": sign}, "content": f" {sign} "} for sign in ".,:;!?()-"]
+    lines = {"type": "Replace", "pattern": {"Regex": r"\n"}, "content": "<|newline|>"}
+    apart = {
+        "type": "Sequence",
+        "normalizers": [*signs, lines],
+    }  # none acts on what another writes, but for the last
+    for fine in (replaced("▁", 12), apart):
+        (tmp_path / "tokenizer.json").write_text(json.dumps({**whole, "normalizer": fine}))
+        assert read(tmp_path)
 
 
 def test_control_tokens_of_tokenizer_json_that_swallow_white_space(tmp_path: Path) -> None:
