@@ -90,8 +90,8 @@ class Metadata:
         """The blob: one UTF-8 JSON object without what has its default, but for the converter's version; ModelFileError
         where a text is none that UTF-8 can hold.
         """
-        plain = Metadata(self.name, self.architecture)
-        said = {name: value for name, value in asdict(self).items() if value != asdict(plain)[name]}
+        plain = asdict(Metadata(self.name, self.architecture))
+        said = {name: value for name, value in asdict(self).items() if value != plain[name]}
         needed = {"name": self.name, "architecture": self.architecture, "converter": self.converter}
         text = json.dumps({**needed, **said}, ensure_ascii=False, allow_nan=False)
         try:
