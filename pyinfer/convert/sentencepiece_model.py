@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyinfer.errors import ModelFileError
 
@@ -21,10 +21,10 @@ MOST_BYTES = 4096
 """Of a piece; the library takes ten times that at most."""
 
 _BPE = 2
+_SHORT = 64  # bytes; pieces are hardly ever longer
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """One entry of the vocabulary."""
 
     text: str
@@ -32,12 +32,7 @@ class Piece:
     kind: int
 
 
-_SHORT = [bytes([value]) for value in range(128)]  # vocabularies have hundreds of thousands of lengths
-
-
 def _varint(value: int) -> bytes:
-    if value < 128:
-        return _SHORT[value]
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -56,7 +51,10 @@ def _bytes(field: int, value: bytes) -> bytes:
 
 def encode_pieces(pieces: Iterable[Piece]) -> bytes:
     """The `pieces` field alone; put behind a whole ModelProto, it extends that model's vocabulary."""
-    out = []
+    heads = [_head(length) for length in range(_SHORT)]  # vocabularies have hundreds of thousands of pieces
+    tails = {kind: _number(3, kind) for kind in range(NORMAL, BYTE + 1)}
+    score = struct.Struct("<cf").pack
+    out: list[bytes] = []
     for piece in pieces:
         try:
             text = piece.text.encode()
@@ -66,9 +64,17 @@ def encode_pieces(pieces: Iterable[Piece]) -> bytes:
             raise ModelFileError(
                 f"tokens: expected at most {MOST_BYTES} bytes a token, found one of {len(text)}"
             )
-        body = _bytes(1, text) + b"\x15" + struct.pack("<f", piece.score)
-        out.append(_bytes(1, body + _number(3, piece.kind)))
+        head = heads[len(text)] if len(text) < _SHORT else _head(len(text))
+        out += (head, text, score(b"\x15", piece.score), tails[piece.kind])
     return b"".join(out)
+
+
+def _head(length: int) -> bytes:
+    """What stands before the text of a piece, which is so long: its own length and the text's. Behind the text come a
+    score in five bytes and a type in two.
+    """
+    before = b"\x0a" + _varint(length)
+    return b"\x0a" + _varint(len(before) + length + 7) + before
 
 
 def encode_model(pieces: list[Piece], *, space_prefix: bool, byte_fallback: bool) -> bytes:
