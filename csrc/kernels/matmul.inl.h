@@ -233,7 +233,8 @@ void int8_rows(const MatmulArgs& args) {
   }
 }
 
-// Columns whose float products are summed at a time, even and odd ones apart. Such sums are added in order.
+// Columns whose float products are summed at a time, even and odd ones apart. Such sums are added in order. A short product, no longer than one of
+// them as B of an adapter is, takes its columns in order and begins with what it is added to: beside so few, other additions would count.
 constexpr size_t kSumCols = 64;
 template <class Format>
 constexpr size_t kSumGroups = Format::kGroupCols < (int)kSumCols ? kSumCols / Format::kGroupCols : 1;
@@ -262,15 +263,13 @@ constexpr size_t kFloatBytesAhead = 8192;
 // The same of tiles that are added to another product, between which there is more time.
 constexpr size_t kAddedTilesAhead = 2;
 
-// The sums over columns first, first + 2 … of n_cols, from each of T places, where the first row of the panel stands at x[t]; of P = 2 also over
-// the columns between them. Asks for what lies `ahead` bytes further on.
-template <class Format, int R, int S, int T, int P>
+// Adds the products of columns first, first + 2 … of n_cols, from each of T places, where the first row of the panel stands at x[t]; of P = 2 also
+// those of the columns between them, with Q = 2 to sums of their own. Asks for what lies `ahead` bytes further on.
+template <class Format, int R, int S, int T, int P, int Q>
 PYINFER_INLINE void f32_pass(const typename Format::Group* const (&groups)[T], size_t n_cols, int first_strip,
                              const float* const (&x)[T], size_t stride, size_t first, size_t ahead,
-                             F (&sums)[P][T][S][R]) {
+                             F (&sums)[Q][T][S][R]) {
   constexpr size_t kColumnBytes = sizeof **groups / Format::kGroupCols;
-  PYINFER_UNROLL
-  for (int i = 0; i < P * T * S * R; ++i) sums[i / (T * S * R)][i / (S * R) % T][i / R % S][i % R] = f_zero();
   for (size_t c = first; c < n_cols; c += 2) {
     PYINFER_UNROLL
     for (int i = 0; i < P * T; ++i) {
@@ -286,7 +285,7 @@ PYINFER_INLINE void f32_pass(const typename Format::Group* const (&groups)[T], s
       for (int r = 0; r < R; ++r) {
         const F value = f_set(x[t][(size_t)r * stride + c + (size_t)p]);
         PYINFER_UNROLL
-        for (int s = 0; s < S; ++s) sums[p][t][s][r] = f_fma(w[s], value, sums[p][t][s][r]);
+        for (int s = 0; s < S; ++s) sums[p % Q][t][s][r] = f_fma(w[s], value, sums[p % Q][t][s][r]);
       }
     }
   }
@@ -299,8 +298,14 @@ PYINFER_INLINE void f32_sums(const typename Format::Group* const (&groups)[T], s
   constexpr int P = kParities<R, S, T>;
   const size_t n_cols = n_groups * Format::kGroupCols;
   F even[P][T][S][R], odd[1][T][S][R];
-  f32_pass<Format, R, S, T, P>(groups, n_cols, first_strip, x, stride, 0, ahead, even);
-  if constexpr (P == 1) f32_pass<Format, R, S, T, 1>(groups, n_cols, first_strip, x, stride, 1, ahead, odd);
+  PYINFER_UNROLL
+  for (int i = 0; i < P * T * S * R; ++i) even[i / (T * S * R)][i / (S * R) % T][i / R % S][i % R] = f_zero();
+  f32_pass<Format, R, S, T, P, P>(groups, n_cols, first_strip, x, stride, 0, ahead, even);
+  if constexpr (P == 1) {
+    PYINFER_UNROLL
+    for (int i = 0; i < T * S * R; ++i) odd[0][i / (S * R)][i / R % S][i % R] = f_zero();
+    f32_pass<Format, R, S, T, 1, 1>(groups, n_cols, first_strip, x, stride, 1, ahead, odd);
+  }
   PYINFER_UNROLL
   for (int i = 0; i < T * S * R; ++i) {
     const int t = i / (S * R), s = i / R % S, r = i % R;
@@ -328,23 +333,41 @@ PYINFER_INLINE void f32_add(const typename Format::Group* groups, size_t n_group
   }
 }
 
-// Tiles from `first` on that are no longer than one sum, as B of an adapter is, T at once; returns the first one left.
+// S strips of T short tiles from tile `tile` on.
+template <class Format, int R, int S, int T>
+PYINFER_INLINE void f32_short_strips(const MatmulArgs& args, size_t tile, int first_strip, size_t ahead) {
+  const typename Format::Group* groups[T];
+  const float* x[T];
+  F sums[1][T][S][R];
+  float* const out = args.out + tile * kTileRows + (size_t)(kLanes * first_strip);
+  const auto place = [&](int t, int s, int r) {
+    return out + (size_t)r * args.out_stride + (size_t)(t * kTileRows + kLanes * s);
+  };
+  PYINFER_UNROLL
+  for (int t = 0; t < T; ++t) {
+    groups[t] = (const typename Format::Group*)(args.tiles + (tile + (size_t)t) * args.tile_bytes);
+    x[t] = (const float*)args.panel;
+  }
+  PYINFER_UNROLL
+  for (int i = 0; i < T * S * R; ++i) {
+    const int t = i / (S * R), s = i / R % S, r = i % R;
+    sums[0][t][s][r] = args.accumulate ? f_load(place(t, s, r)) : f_zero();
+  }
+  f32_pass<Format, R, S, T, 2, 1>(groups, args.n_groups * Format::kGroupCols, first_strip, x, args.panel_stride, 0,
+                                  ahead, sums);
+  PYINFER_UNROLL
+  for (int i = 0; i < T * S * R; ++i) {
+    const int t = i / (S * R), s = i / R % S, r = i % R;
+    f_store(place(t, s, r), sums[0][t][s][r]);
+  }
+}
+
+// Short tiles from `first` on, T at once; returns the first one left.
 template <class Format, int R, int S, int T>
 PYINFER_INLINE size_t f32_short_tiles(const MatmulArgs& args, size_t first) {
   for (; first + T <= args.n_tiles; first += T) {
-    const typename Format::Group* groups[T];
-    const float* x[T];
-    PYINFER_UNROLL
-    for (int t = 0; t < T; ++t) {
-      groups[t] = (const typename Format::Group*)(args.tiles + (first + (size_t)t) * args.tile_bytes);
-      x[t] = (const float*)args.panel;
-    }
-    for (int strip = 0; strip < kStrips; strip += S) {
-      F sums[T][S][R];
-      f32_sums<Format, R, S, T>(groups, args.n_groups, strip, x, args.panel_stride, kFloatBytesAhead, sums);
-      PYINFER_UNROLL
-      for (int t = 0; t < T; ++t) put<R, S>(sums[t], args, (first + (size_t)t) * kTileRows + (size_t)(kLanes * strip));
-    }
+    for (int strip = 0; strip < kStrips; strip += S)
+      f32_short_strips<Format, R, S, T>(args, first, strip, kFloatBytesAhead);
   }
   return first;
 }
@@ -411,15 +434,8 @@ PYINFER_INLINE void f32_tile(const MatmulArgs& args, size_t tile) {
     return;
   }
   constexpr int S = float_strips<R>();
-  const typename Format::Group* const groups[1] = {
-      (const typename Format::Group*)(args.tiles + tile * args.tile_bytes)};
-  const float* const x[1] = {(const float*)args.panel};
-  for (int strip = 0; strip < kStrips; strip += S) {
-    F sums[1][S][R];
-    f32_sums<Format, R, S, 1>(groups, args.n_groups, strip, x, args.panel_stride, kAddedTilesAhead * args.tile_bytes,
-                              sums);
-    put<R, S>(sums[0], args, tile * kTileRows + (size_t)(kLanes * strip));
-  }
+  for (int strip = 0; strip < kStrips; strip += S)
+    f32_short_strips<Format, R, S, 1>(args, tile, strip, kAddedTilesAhead * args.tile_bytes);
 }
 
 template <class Format>
@@ -447,16 +463,6 @@ __attribute__((noinline)) void int8_rows_adding(const MatmulArgs& args) {
   int8_rows<Format, R, Blocks, true>(args);
 }
 
-// Rows of a short product that leave the sums of even and of odd columns in the registers.
-template <int R = kFloatRows>
-constexpr int short_rows() {
-  if constexpr (R <= 2 || 2 * R * kStrips <= kRegisters) {
-    return R;
-  } else {
-    return short_rows<R - 2>();
-  }
-}
-
 // R rows of a panel: all of it, or of floats those from row `first` on.
 template <class Format, bool kInt8, int R>
 void matmul_rows(const MatmulArgs& args, int first) {
@@ -471,9 +477,7 @@ void matmul_rows(const MatmulArgs& args, int first) {
       int8_rows<Format, R, 2>(args);
     }
   } else {
-    if constexpr (R <= short_rows()) {
-      if (args.n_groups <= kSumGroups<Format>) return f32_short<Format, R>(args, first);
-    }
+    if (args.n_groups <= kSumGroups<Format>) return f32_short<Format, R>(args, first);
     f32_long<Format, R>(args, first);
   }
 }
@@ -490,12 +494,10 @@ void matmul_dispatch(const MatmulArgs& args, int first, int n) {
   }
 }
 
-// kFloatRows rows at a time, or less of short products: with more, sums leave the registers.
 template <class Format>
 void matmul_f32(const MatmulArgs& args) {
-  const int at_once = args.n_groups <= kSumGroups<Format> ? short_rows() : kFloatRows;
-  for (int r = 0; r < args.n_rows; r += at_once)
-    matmul_dispatch<Format, false, kFloatRows>(args, r, args.n_rows - r < at_once ? args.n_rows - r : at_once);
+  for (int r = 0; r < args.n_rows; r += kFloatRows)
+    matmul_dispatch<Format, false, kFloatRows>(args, r, args.n_rows - r < kFloatRows ? args.n_rows - r : kFloatRows);
 }
 
 template <class Format>

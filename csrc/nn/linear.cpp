@@ -14,7 +14,7 @@ constexpr size_t kRunBytes = 128 << 10;
 // Panels that weights should meet at least where threads share out the rows: each part reads all weights.
 constexpr size_t kPanelsAPart = 16;
 // Weights of gate and up that meet a panel together.
-constexpr size_t kGatedBytes = 48 << 10;
+constexpr size_t kGatedBytes = 96 << 10;
 
 // Bytes of a tile up to which adapters' part joins it as it is made. Longer ones leave runs of B so long that to interrupt the base costs more
 // (2048 columns of q4, one thread: an adapter costs 10 % instead of 8).
@@ -216,9 +216,10 @@ void multiply_pairs(const Workspace& w, const PackedInput& packed, const Matrix&
   }
 }
 
-AdaptedTiles adapted_tiles(const PackedInput& packed, size_t target, size_t panel, size_t begin, size_t end, float* out,
-                           size_t stride) {
-  return {target, packed.first_row(panel), static_cast<size_t>(packed.rows_of(panel)), begin, end, out, stride};
+AdaptedTiles adapted_tiles(const LowRankJob& low, const PackedInput& packed, size_t target, size_t panel, size_t begin,
+                           size_t end, float* out, size_t stride) {
+  const size_t first_row = packed.first_row(panel), n_rows = static_cast<size_t>(packed.rows_of(panel));
+  return {target, low.pieces_of(first_row, n_rows), first_row, n_rows, begin, end, out, stride};
 }
 
 // out += gain ⊙ product, tile by tile: gains belong to the product alone.
@@ -227,7 +228,7 @@ void accumulate_scaled(const Workspace& w, const LowRankJob& low, const PackedIn
   float* product = own_tile(w, thread, 0);
   for (size_t tile = to.begin; tile < to.end; ++tile) {
     multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, product, kTile, false);
-    low.apply_gain({to.target, to.first_row, to.n_rows, tile, tile + 1, product, kTile});
+    low.apply_gain({to.target, to.pieces, to.first_row, to.n_rows, tile, tile + 1, product, kTile});
     for (size_t r = 0; r < to.n_rows; ++r) {
       float* out = to.out + r * to.stride + (tile - to.begin) * kTile;
       for (size_t i = 0; i < kTile; ++i) out[i] += product[r * kTile + i];
@@ -268,7 +269,7 @@ void multiply_target(const Workspace& w, const LinearInput& input, const LowRank
   const int kind = kind_of(*target.weights, input);
   for (size_t panel = work.first_panel; panel < work.end_panel; ++panel) {
     float* out = target.out + packed.first_row(panel) * target.stride + work.begin * kTile;
-    const AdaptedTiles tiles = adapted_tiles(packed, number, panel, work.begin, work.end, out, target.stride);
+    const AdaptedTiles tiles = adapted_tiles(low, packed, number, panel, work.begin, work.end, out, target.stride);
     multiply_tiles(w, low, packed, target, kind, panel, tiles, work.thread);
   }
 }
@@ -336,8 +337,9 @@ void linear_gated(Workspace& w, const LinearInput& input, const Matrix& gate, co
     for (size_t tile = work.begin; tile < work.end; tile += at_once) {
       const size_t last = std::min(tile + at_once, work.end);
       for (size_t panel = work.first_panel; panel < work.end_panel; ++panel) {
-        const AdaptedTiles to_gate = adapted_tiles(packed, 0, panel, tile, last, gated, kCols);
-        const AdaptedTiles to_up = adapted_tiles(packed, 1, panel, tile, last, upped, kCols);
+        const AdaptedTiles to_gate = adapted_tiles(low, packed, 0, panel, tile, last, gated, kCols);
+        AdaptedTiles to_up = to_gate;
+        to_up.target = 1, to_up.out = upped;
         multiply_tiles(w, low, packed, {&gate, gated, kCols, false}, gate_kind, panel, to_gate, thread);
         multiply_tiles(w, low, packed, {&up, upped, kCols, false}, up_kind, panel, to_up, thread);
         float* to = out + packed.first_row(panel) * stride + tile * kTile;
@@ -364,7 +366,7 @@ void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weight
         } else {
           multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, result, kTile, false);
         }
-        const AdaptedTiles to = adapted_tiles(packed, 0, panel, tile, tile + 1, result, kTile);
+        const AdaptedTiles to = adapted_tiles(low, packed, 0, panel, tile, tile + 1, result, kTile);
         low.apply_gain(to);
         low.add(to);
         float* const* places = rows + packed.first_row(panel);

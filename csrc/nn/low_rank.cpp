@@ -123,9 +123,9 @@ FloatRows LowRankJob::rows_of(size_t index, int thread) {
   return pack_floats(w_, input_, piece.first_row, piece.n_rows, own);
 }
 
-// The pieces among rows [first_row, first_row + n_rows), which begin a panel.
 std::span<const Piece> LowRankJob::pieces_of(size_t first_row, size_t n_rows) const {
   const std::span<const Piece> pieces = input_.pieces;
+  if (pieces.empty()) return {};
   const size_t i = first_row / panel_rows();  // most often every panel is one piece
   if (i < pieces.size() && pieces[i].first_row == first_row &&
       (i + 1 == pieces.size() || pieces[i + 1].first_row >= first_row + n_rows))
@@ -163,8 +163,7 @@ void LowRankJob::expect_next(size_t begin, size_t end, size_t n_tiles) const {
 }
 
 void LowRankJob::expect(const AdaptedTiles& tiles) const {
-  if (input_.pieces.empty()) return;
-  for (const Piece& piece : pieces_of(tiles.first_row, tiles.n_rows)) {
+  for (const Piece& piece : tiles.pieces) {
     const LowRank& low = adapted(piece).targets[tiles.target];
     if (low.b.tiles == nullptr) continue;
     if (asks_ahead()) {
@@ -177,10 +176,10 @@ void LowRankJob::expect(const AdaptedTiles& tiles) const {
 }
 
 size_t LowRankJob::added(const AdaptedTiles& tiles, AddedProduct (&products)[kAddedRows]) const {
-  if (input_.pieces.empty() || input_.n_rows > kAddedRows) return 0;
+  if (tiles.pieces.empty() || input_.n_rows > kAddedRows) return 0;
   if (n_unfinished_.load(std::memory_order_acquire) != 0) return 0;
   size_t n = 0;
-  for (const Piece& piece : pieces_of(tiles.first_row, tiles.n_rows)) {
+  for (const Piece& piece : tiles.pieces) {
     const LowRank& low = adapted(piece).targets[tiles.target];
     if (low.gain != nullptr || low.bias != nullptr) return 0;
     if (low.b.tiles == nullptr) continue;
@@ -197,14 +196,13 @@ void LowRankJob::wait() const {
 
 bool LowRankJob::has_gain(const AdaptedTiles& tiles) const {
   if (!has_gains_) return false;
-  const auto pieces = pieces_of(tiles.first_row, tiles.n_rows);
-  return std::any_of(pieces.begin(), pieces.end(),
+  return std::any_of(tiles.pieces.begin(), tiles.pieces.end(),
                      [&](const Piece& piece) { return adapted(piece).targets[tiles.target].gain != nullptr; });
 }
 
 void LowRankJob::apply_gain(const AdaptedTiles& tiles) const {
   if (!has_gains_) return;
-  for (const Piece& piece : pieces_of(tiles.first_row, tiles.n_rows)) {
+  for (const Piece& piece : tiles.pieces) {
     const float* gain = adapted(piece).targets[tiles.target].gain;
     if (gain == nullptr) continue;
     for (size_t r = 0; r < piece.n_rows; ++r) {
@@ -215,9 +213,9 @@ void LowRankJob::apply_gain(const AdaptedTiles& tiles) const {
 }
 
 void LowRankJob::add(const AdaptedTiles& tiles) const {
-  if (input_.pieces.empty()) return;
+  if (tiles.pieces.empty()) return;
   wait();
-  for (const Piece& piece : pieces_of(tiles.first_row, tiles.n_rows)) {
+  for (const Piece& piece : tiles.pieces) {
     const LowRank& low = adapted(piece).targets[tiles.target];
     float* out = tiles.out + (piece.first_row - tiles.first_row) * tiles.stride;
     if (low.b.tiles != nullptr)

@@ -15,7 +15,8 @@ namespace pyinfer {
 // The outputs of tiles [begin, end) of one target, for rows [first_row, first_row + n_rows), which lie within a panel. `out` is the
 // first of them.
 struct AdaptedTiles {
-  size_t target;  // of those that share the input
+  size_t target;                  // of those that share the input
+  std::span<const Piece> pieces;  // of the rows: see LowRankJob::pieces_of
   size_t first_row;
   size_t n_rows;
   size_t begin;
@@ -30,6 +31,9 @@ class LowRankJob {
   LowRankJob(Workspace& workspace, const LinearInput& input);
   LowRankJob(const LowRankJob&) = delete;
   LowRankJob& operator=(const LowRankJob&) = delete;
+
+  // The pieces among rows [first_row, first_row + n_rows), which begin a panel.
+  std::span<const Piece> pieces_of(size_t first_row, size_t n_rows) const;
 
   // Whether t is made panel by panel, by who packs them: where there are many.
   bool by_panels() const { return by_panels_; }
@@ -65,7 +69,6 @@ class LowRankJob {
   void multiply(const Piece& piece, const FloatRows& rows, size_t chunk, size_t tile, size_t n_tiles, float* out,
                 bool accumulate) const;
   FloatRows rows_of(size_t index, int thread);
-  std::span<const Piece> pieces_of(size_t first_row, size_t n_rows) const;
   float* partial(const Piece& piece, size_t chunk) const;
   float* t_of(const Piece& piece, size_t row) const;
   void wait() const;
