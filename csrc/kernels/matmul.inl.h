@@ -153,10 +153,12 @@ inline void prefetch_ahead(const typename Format::Group& group, int b, size_t ah
   for (size_t i = 0; i < kBytes * kStripsTogether<R> / kStrips; i += kCacheLine) __builtin_prefetch(from + i);
 }
 
-// How far ahead that is: a few groups, or, of strips that go one by one, the next tile, each of them asking for its part of it.
+// How far ahead that is: a few groups, one where a row meets bytes as they are (AVX2: a token of q8 6 % faster than with none, and 2 % slower with
+// eight), or, of strips that go one by one, the next tile, each of them asking for its part of it.
 template <class Format, int R>
 inline size_t prefetch_distance(size_t tile_bytes, int strip) {
   if constexpr (kStripsTogether<R> < kStrips) return tile_bytes + kWeightBlockBytes<Format> * (size_t)strip / kStrips;
+  if constexpr (Format::kBits == 8 && R == 1) return sizeof(typename Format::Group);
   return sizeof(typename Format::Group) * (is_super_format<Format> ? (R <= 2 ? 3 : 2) : (R <= 2 ? 8 : 4));
 }
 

@@ -20,7 +20,7 @@ enum {
   kBroadcasts = 0,
   kRegisters = 16,
   kFastPairs = 0,
-  kAskedBits = 4
+  kAskedBits = 8
 };
 
 typedef __m256 F;   // kLanes floats
