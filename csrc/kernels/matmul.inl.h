@@ -236,7 +236,7 @@ void int8_rows(const MatmulArgs& args) {
 }
 
 // Columns whose float products are summed at a time, even and odd ones apart. Such sums are added in order. A short product, no longer than one of
-// them as B of an adapter is, takes its columns in order and begins with what it is added to: beside so few, other additions would count.
+// them as B of an adapter mostly is, is one sum of its columns in order: six rows of it stay in sixteen registers then.
 constexpr size_t kSumCols = 64;
 template <class Format>
 constexpr size_t kSumGroups = Format::kGroupCols < (int)kSumCols ? kSumCols / Format::kGroupCols : 1;
@@ -278,7 +278,7 @@ PYINFER_INLINE void f32_pass(const typename Format::Group* const (&groups)[T], s
       const int p = i / T, t = i % T;
       if constexpr (kFetchesFloats<Format, R>) {
         if (p == 0 || kColumnBytes >= kCacheLine)
-          __builtin_prefetch((const uint8_t*)groups[t] + c * kColumnBytes + ahead, 0, 2);
+          __builtin_prefetch((const uint8_t*)groups[t] + (c + (size_t)p) * kColumnBytes + ahead, 0, 2);
       }
       F w[S];
       PYINFER_UNROLL
@@ -341,27 +341,18 @@ PYINFER_INLINE void f32_short_strips(const MatmulArgs& args, size_t tile, int fi
   const typename Format::Group* groups[T];
   const float* x[T];
   F sums[1][T][S][R];
-  float* const out = args.out + tile * kTileRows + (size_t)(kLanes * first_strip);
-  const auto place = [&](int t, int s, int r) {
-    return out + (size_t)r * args.out_stride + (size_t)(t * kTileRows + kLanes * s);
-  };
   PYINFER_UNROLL
   for (int t = 0; t < T; ++t) {
     groups[t] = (const typename Format::Group*)(args.tiles + (tile + (size_t)t) * args.tile_bytes);
     x[t] = (const float*)args.panel;
   }
   PYINFER_UNROLL
-  for (int i = 0; i < T * S * R; ++i) {
-    const int t = i / (S * R), s = i / R % S, r = i % R;
-    sums[0][t][s][r] = args.accumulate ? f_load(place(t, s, r)) : f_zero();
-  }
+  for (int i = 0; i < T * S * R; ++i) sums[0][i / (S * R)][i / R % S][i % R] = f_zero();
   f32_pass<Format, R, S, T, 2, 1>(groups, args.n_groups * Format::kGroupCols, first_strip, x, args.panel_stride, 0,
                                   ahead, sums);
   PYINFER_UNROLL
-  for (int i = 0; i < T * S * R; ++i) {
-    const int t = i / (S * R), s = i / R % S, r = i % R;
-    f_store(place(t, s, r), sums[0][t][s][r]);
-  }
+  for (int t = 0; t < T; ++t)
+    put<R, S>(sums[0][t], args, (tile + (size_t)t) * kTileRows + (size_t)(kLanes * first_strip));
 }
 
 // Short tiles from `first` on, T at once; returns the first one left.

@@ -55,7 +55,7 @@ _CHUNK_VALUES = 2 << 20  # values packed at once, 8 MiB as floats
 _HUGE_PAGE = 2 << 20  # bytes; what is written in such pieces is kept in such pages by Linux, and read faster
 _ZEROS = memoryview(bytes(_HUGE_PAGE))
 _MAX_WORKERS = 16  # each holds a range of rows
-_AHEAD = 6  # ranges that are packed or begun beside one a worker, while a write keeps the writer waiting
+_AHEAD = 8  # ranges at least that are packed or begun while a write keeps the writer waiting
 _MOST_UNSUMMED = 4  # ranges that wait for their checksum, at most
 _BEHIND = 64 << 20  # bytes written before the disk gets them; the rest waits for the end
 
@@ -433,7 +433,7 @@ def write_model(
     ):
         sources.begin(checkpoint.files)
         sums, records = _Sums(), []
-        results = _in_order(_jobs(places), pool, workers + _AHEAD)
+        results = _in_order(_jobs(places), pool, max(workers + 1, _AHEAD))
         disk, crcs = _Disk(file, flushing), _Checksums(summing)
         for item, crc in _write_weights(file, results, layout, sums, crcs, disk, progress):
             records.append(_record(item, crc, layout.weights_offset))
