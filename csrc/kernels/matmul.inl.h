@@ -265,13 +265,15 @@ constexpr size_t kFloatBytesAhead = 8192;
 // The same of tiles that are added to another product, between which there is more time.
 constexpr size_t kAddedTilesAhead = 2;
 
-// Adds the products of columns first, first + 2 … of n_cols, from each of T places, where the first row of the panel stands at x[t]; of P = 2 also
-// those of the columns between them, with Q = 2 to sums of their own. Asks for what lies `ahead` bytes further on.
+// The sums over columns first, first + 2 … of n_cols, from each of T places, where the first row of the panel stands at x[t]; of P = 2 also over
+// the columns between them, which with Q = 2 have sums of their own. Asks for what lies `ahead` bytes further on.
 template <class Format, int R, int S, int T, int P, int Q>
 PYINFER_INLINE void f32_pass(const typename Format::Group* const (&groups)[T], size_t n_cols, int first_strip,
                              const float* const (&x)[T], size_t stride, size_t first, size_t ahead,
                              F (&sums)[Q][T][S][R]) {
   constexpr size_t kColumnBytes = sizeof **groups / Format::kGroupCols;
+  PYINFER_UNROLL
+  for (int i = 0; i < Q * T * S * R; ++i) sums[i / (T * S * R)][i / (S * R) % T][i / R % S][i % R] = f_zero();
   for (size_t c = first; c < n_cols; c += 2) {
     PYINFER_UNROLL
     for (int i = 0; i < P * T; ++i) {
@@ -300,14 +302,8 @@ PYINFER_INLINE void f32_sums(const typename Format::Group* const (&groups)[T], s
   constexpr int P = kParities<R, S, T>;
   const size_t n_cols = n_groups * Format::kGroupCols;
   F even[P][T][S][R], odd[1][T][S][R];
-  PYINFER_UNROLL
-  for (int i = 0; i < P * T * S * R; ++i) even[i / (T * S * R)][i / (S * R) % T][i / R % S][i % R] = f_zero();
   f32_pass<Format, R, S, T, P, P>(groups, n_cols, first_strip, x, stride, 0, ahead, even);
-  if constexpr (P == 1) {
-    PYINFER_UNROLL
-    for (int i = 0; i < T * S * R; ++i) odd[0][i / (S * R)][i / R % S][i % R] = f_zero();
-    f32_pass<Format, R, S, T, 1, 1>(groups, n_cols, first_strip, x, stride, 1, ahead, odd);
-  }
+  if constexpr (P == 1) f32_pass<Format, R, S, T, 1, 1>(groups, n_cols, first_strip, x, stride, 1, ahead, odd);
   PYINFER_UNROLL
   for (int i = 0; i < T * S * R; ++i) {
     const int t = i / (S * R), s = i / R % S, r = i % R;
@@ -346,8 +342,6 @@ PYINFER_INLINE void f32_short_strips(const MatmulArgs& args, size_t tile, int fi
     groups[t] = (const typename Format::Group*)(args.tiles + (tile + (size_t)t) * args.tile_bytes);
     x[t] = (const float*)args.panel;
   }
-  PYINFER_UNROLL
-  for (int i = 0; i < T * S * R; ++i) sums[0][i / (S * R)][i / R % S][i % R] = f_zero();
   f32_pass<Format, R, S, T, 2, 1>(groups, args.n_groups * Format::kGroupCols, first_strip, x, args.panel_stride, 0,
                                   ahead, sums);
   PYINFER_UNROLL

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from functools import cache
 from typing import NamedTuple
 
 from pyinfer.errors import ModelFileError
@@ -21,7 +22,6 @@ MOST_BYTES = 4096
 """Of a piece; the library takes ten times that at most."""
 
 _BPE = 2
-_SHORT = 64  # bytes; pieces are hardly ever longer
 
 
 class Piece(NamedTuple):
@@ -45,13 +45,17 @@ def _number(field: int, value: int) -> bytes:
     return _varint(field << 3) + _varint(value)
 
 
+def _before(field: int, length: int) -> bytes:
+    """What stands before so many bytes."""
+    return _varint(field << 3 | 2) + _varint(length)
+
+
 def _bytes(field: int, value: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(value)) + value
+    return _before(field, len(value)) + value
 
 
 def encode_pieces(pieces: Iterable[Piece]) -> bytes:
     """The `pieces` field alone; put behind a whole ModelProto, it extends that model's vocabulary."""
-    heads = [_head(length) for length in range(_SHORT)]  # vocabularies have hundreds of thousands of pieces
     tails = {kind: _number(3, kind) for kind in range(NORMAL, BYTE + 1)}
     score = struct.Struct("<cf").pack
     out: list[bytes] = []
@@ -64,17 +68,17 @@ def encode_pieces(pieces: Iterable[Piece]) -> bytes:
             raise ModelFileError(
                 f"tokens: expected at most {MOST_BYTES} bytes a token, found one of {len(text)}"
             )
-        head = heads[len(text)] if len(text) < _SHORT else _head(len(text))
-        out += (head, text, score(b"\x15", piece.score), tails[piece.kind])
+        out += (_head(len(text)), text, score(b"\x15", piece.score), tails[piece.kind])
     return b"".join(out)
 
 
+@cache  # vocabularies have hundreds of thousands of pieces
 def _head(length: int) -> bytes:
     """What stands before the text of a piece, which is so long: its own length and the text's. Behind the text come a
     score in five bytes and a type in two.
     """
-    before = b"\x0a" + _varint(length)
-    return b"\x0a" + _varint(len(before) + length + 7) + before
+    before = _before(1, length)
+    return _before(1, len(before) + length + 7) + before
 
 
 def encode_model(pieces: list[Piece], *, space_prefix: bool, byte_fallback: bool) -> bytes:
