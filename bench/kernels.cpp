@@ -71,7 +71,7 @@ struct MatmulState {
 
 constexpr int kScaleBlocks = 2;  // as most products of a layer have it
 
-// `bytes` of weights times a panel of n_rows rows.
+// `bytes` of weights times panels of n_rows rows.
 Bench matmul(const Kernels& kernels, Format format, bool int8, int n_rows, size_t bytes) {
   auto state = std::make_shared<MatmulState>();
   const size_t tile = pyinfer::tile_bytes(format, kMatmulCols);
@@ -81,7 +81,10 @@ Bench matmul(const Kernels& kernels, Format format, bool int8, int n_rows, size_
   state->out = Buffer<float>(n_tiles * kTileRows * static_cast<size_t>(n_rows));
   const Buffer<float> x = random_values(kMatmulCols * static_cast<size_t>(n_rows));
   if (int8) {
-    kernels.pack_int8(x.data(), kMatmulCols, n_rows, kMatmulCols, kScaleBlocks, state->panel.data());
+    constexpr size_t kRowBytes = kMatmulCols / 32 * pyinfer::kPanelBlockBytes;
+    for (int r = 0; r < n_rows; r += kernels.panel_rows)
+      kernels.pack_int8(&x[static_cast<size_t>(r) * kMatmulCols], kMatmulCols, std::min(kernels.panel_rows, n_rows - r),
+                        kMatmulCols, kScaleBlocks, state->panel.data() + static_cast<size_t>(r) * kRowBytes);
   } else {
     std::memcpy(state->panel.data(), x.data(), x.size() * sizeof(float));
   }
@@ -164,6 +167,9 @@ void add_matmuls(std::vector<Entry>& list, const Kernels& kernels) {
       add("memory-2-rows", 2, kMemoryBytes);
       add("cache-1-row", 1, kCacheBytes);
       add("cache-" + std::to_string(most) + "-rows", most, kCacheBytes);
+      const int all = most * kernels.panels;
+      if (all > most && int8) add("cache-" + std::to_string(all) + "-rows", all, kCacheBytes);
+      if (all > most && int8) add("memory-" + std::to_string(all) + "-rows", all, 16 << 20);
     }
   }
 }

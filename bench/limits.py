@@ -24,6 +24,7 @@ FLAGS = ("-std=c++20", "-O3", "-pthread")
 
 # The probe whose rate bounds the int8 kernels of an instruction set, by the names in cmake/isas.cmake.
 PEAKS: dict[str, tuple[str, ...]] = {
+    "avx512amx": ("tdpbssd",),
     "avx512vnni": ("vpdpbusd-512",),
     "avxvnni": ("vpdpbusd-256",),
     "avx2": ("vpmaddubsw-256",),

@@ -7,10 +7,11 @@ namespace pyinfer {
 
 // Instruction sets as the kernels group them; see cmake/isas.cmake.
 bool cpu_runs_scalar();
-bool cpu_runs_avx2();          // AVX2, FMA, F16C: Haswell, Zen and later
-bool cpu_runs_avxvnni();       // AVX2 with 256-bit VNNI: Alder Lake, Zen 5 and later
-bool cpu_runs_avx512vnni();    // AVX-512 F, BW, DQ, VL and VNNI: Cascade Lake, Ice Lake, Zen 4 and later
-bool cpu_runs_neon();          // Armv8.0: every 64-bit Arm
+bool cpu_runs_avx2();        // AVX2, FMA, F16C: Haswell, Zen and later
+bool cpu_runs_avxvnni();     // AVX2 with 256-bit VNNI: Alder Lake, Zen 5 and later
+bool cpu_runs_avx512vnni();  // AVX-512 F, BW, DQ, VL and VNNI: Cascade Lake, Ice Lake, Zen 4 and later
+bool cpu_runs_avx512amx();   // and AMX with bytes, where the system lets this process use it: Sapphire Rapids and later
+bool cpu_runs_neon();        // Armv8.0: every 64-bit Arm
 bool cpu_runs_neon_dotprod();  // dot products: Cortex-A55, A76, Apple A13, M1, Graviton 2 and later
 bool cpu_runs_neon_i8mm();     // products of int8 matrices too: Cortex-A510, A710, X2, Apple M2, Graviton 3 and later
 

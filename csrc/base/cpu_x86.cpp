@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace pyinfer {
@@ -27,8 +31,21 @@ bool system_saves(unsigned parts) {
   return (low & parts) == parts;
 }
 
-constexpr unsigned kYmm = 0x06;                   // the low and the high halves of 256-bit registers
-[[maybe_unused]] constexpr unsigned kZmm = 0xe6;  // and masks, and all of 32 512-bit registers
+constexpr unsigned kYmm = 0x06;                         // the low and the high halves of 256-bit registers
+[[maybe_unused]] constexpr unsigned kZmm = 0xe6;        // and masks, and all of 32 512-bit registers
+[[maybe_unused]] constexpr unsigned kTiles = 3u << 17;  // how the registers of AMX are divided, and their data
+
+// Asks for the registers of AMX, which a thread gets with its first instruction for them: Documentation/arch/x86/xstate.rst of Linux. Refused where a
+// signal's stack would be too small for them.
+[[maybe_unused]] bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
 
 }  // namespace
 
@@ -43,17 +60,25 @@ bool cpu_runs_avxvnni() { return cpu_runs_avx2() && Leaf(7).a >= 1 && has(Leaf(7
 // macOS gives a thread 512-bit registers when it first uses them, so XCR0 does not say whether it may; before 12.1 a signal's return
 // broke its masks.
 bool cpu_runs_avx512vnni() { return false; }
+bool cpu_runs_avx512amx() { return false; }
 #else
 bool cpu_runs_avx512vnni() {
   const Leaf seven(7);
   const bool f_dq_bw_vl = has(seven.b, 16) && has(seven.b, 17) && has(seven.b, 30) && has(seven.b, 31);
   return cpu_runs_avx2() && system_saves(kZmm) && f_dq_bw_vl && has(seven.c, 11);
 }
+
+bool cpu_runs_avx512amx() {
+  const Leaf seven(7);
+  const bool tiles_of_bytes = has(seven.d, 24) && has(seven.d, 25);
+  return cpu_runs_avx512vnni() && system_saves(kTiles) && tiles_of_bytes && may_use_tiles();
+}
 #endif
 #else
 bool cpu_runs_avx2() { return false; }
 bool cpu_runs_avxvnni() { return false; }
 bool cpu_runs_avx512vnni() { return false; }
+bool cpu_runs_avx512amx() { return false; }
 #endif
 
 }  // namespace pyinfer

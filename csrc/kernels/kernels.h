@@ -18,13 +18,15 @@ enum { kCacheLine = 64 };  // bytes, on most processors; only speed depends on i
 enum { kPanelCols = 64 };
 // Rows of activations that a panel may hold at most, in any instruction set.
 enum { kMaxPanelRows = 16 };
+// Panels that a product may meet in one call at most, likewise.
+enum { kMaxPanels = 12 };
 enum { kMaxHeadDim = 1024 };
 enum { kMaxFormats = 24 };  // numbers of weight formats are below this
 
 // A panel holds 1 … panel_rows rows of activations.
 //
 // int8 panel of R rows, interleaved so that a kernel reads it as one stream: for each block of 32 columns
-//   int8_t q[32/D][R][D];  D = panel_depth columns of a row together: 4, one 32-bit lane of a dot product, or 8
+//   int8_t q[32/D][R][D];  D = panel_depth columns of a row together: 4, one 32-bit lane of a dot product, or 8, or 32
 //   float scale[R];        value = scale · q; scale = max|x| / 127 over the blocks that share it
 //   float sum[R];          Σq, for formats with a minimum
 //   int32_t bias[3][R];    −8 · Σq, and −32 · Σq over the first and the last 16 columns: start values that take the offset of unsigned weights
@@ -44,8 +46,8 @@ struct MatmulArgs {
   size_t n_groups;  // column groups a tile
   const uint8_t* panel;
   size_t panel_stride;  // floats from one row of an f32 panel to the next
-  int n_rows;           // rows in the panel
-  float* out;           // out[row · out_stride + 16 · tile + i], whole tiles are written
+  int n_rows;  // rows in the panel; of more than panel_rows those beyond it stand in further panels, which follow
+  float* out;  // out[row · out_stride + 16 · tile + i], whole tiles are written
   size_t out_stride;
   bool accumulate;                      // out += product, instead of out = product
   int scale_blocks = 1;                 // blocks that share a scale in an int8 panel: 1 or 2
@@ -90,6 +92,7 @@ typedef void (*GatedUnit)(const float* gate, const float* up, size_t n, float* o
 struct Kernels {
   const char* isa;
   int panel_rows;   // most rows of a panel, of either kind
+  int panels;       // most panels of a call
   int panel_depth;  // columns of a row that stand together in an int8 panel
   KvFormat kv;      // which format of 16 bits attention is faster with
   // By format number; entry 0 (vector) and int8 entries of float formats are null.

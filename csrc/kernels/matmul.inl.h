@@ -64,10 +64,9 @@ inline I offset(const PanelBlock<R>& x, int r, int run) {
 }
 
 // Σ activations of a run: a block, or half of it.
-template <class Format, int R>
-inline float run_sum(const PanelBlock<R>& x, int r, int run) {
-  if constexpr (Format::kRun == kBlock) return x.sum[r];
-  return (float)(x.bias[1 + run][r] / -32);
+template <class Format>
+inline float run_sum(float block_sum, int32_t half_bias) {
+  return Format::kRun == kBlock ? block_sum : (float)(half_bias / -32);
 }
 
 // The integer sums of R rows over a run, each on its own. A set of instructions that gains from pairs of rows or columns has its own.
@@ -83,12 +82,17 @@ struct Dots {
   // Columns 4·J … 4·J+3 and the next four, of a block whose activations are at `x`.
   template <int J>
   PYINFER_INLINE void add(B w0, B w1, const int8_t* x) {
-    add_four(Kind::prepare(w0), x + 4 * J * R);
-    add_four(Kind::prepare(w1), x + 4 * (J + 1) * R);
+    add_four(Kind::prepare(w0), x + four<J>());
+    add_four(Kind::prepare(w1), x + four<J + 1>());
+  }
+  // Where the first row has columns 4·J … 4·J+3.
+  template <int J>
+  static constexpr int four() {
+    return 4 * J / kDepth * kDepth * R + 4 * J % kDepth;
   }
   PYINFER_INLINE void add_four(typename Kind::Weights w, const int8_t* x) {
     PYINFER_UNROLL
-    for (int r = 0; r < R; ++r) sums[r] = Kind::add(sums[r], w, x + 4 * r);
+    for (int r = 0; r < R; ++r) sums[r] = Kind::add(sums[r], w, x + kDepth * r);
   }
   template <class Offset>
   PYINFER_INLINE I finish(int r, Offset offset) const {
@@ -169,7 +173,7 @@ PYINFER_INLINE void add_minimum(const typename Format::Group& group, int b, int 
   constexpr int kRuns = kBlock / Format::kRun;
   const F m = run_minimum<Format>(group, b * kRuns + Run, strip);
   PYINFER_UNROLL
-  for (int r = 0; r < R; ++r) sums[r] = f_fma(m, f_set(run_sum<Format>(x, r, Run)), sums[r]);
+  for (int r = 0; r < R; ++r) sums[r] = f_fma(m, f_set(run_sum<Format>(x.sum[r], x.bias[1 + Run][r])), sums[r]);
   if constexpr (Run + 1 < kRuns) add_minimum<Format, R, Run + 1>(group, b, strip, x, sums);
 }
 
@@ -487,20 +491,14 @@ void matmul_f32(const MatmulArgs& args) {
     matmul_dispatch<Format, false, kFloatRows>(args, r, args.n_rows - r < kFloatRows ? args.n_rows - r : kFloatRows);
 }
 
+#if !defined(PYINFER_MATRIX_UNIT)  // else it is in matrix.inl.h
+constexpr size_t kPanelsAtOnce = 1;
+
 template <class Format>
 void matmul_int8(const MatmulArgs& args) {
   matmul_dispatch<Format, true, kPanelRows>(args, 0, args.n_rows);
 }
-
-// Float formats multiply float activations only.
-template <class Format>
-constexpr Matmul matmul_int8_entry() {
-  if constexpr (is_float_format<Format>) {
-    return nullptr;
-  } else {
-    return matmul_int8<Format>;
-  }
-}
+#endif
 
 }  // namespace
 }  // namespace pyinfer

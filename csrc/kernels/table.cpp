@@ -8,9 +8,22 @@
 #include "kernels/matmul.inl.h"
 #include "kernels/rows.inl.h"
 #include "kernels/weights.inl.h"
+#if defined(PYINFER_MATRIX_UNIT)
+#include "kernels/matrix.inl.h"
+#endif
 
 namespace pyinfer {
 namespace {
+
+// Float formats multiply float activations only.
+template <class Format>
+constexpr Matmul matmul_int8_entry() {
+  if constexpr (is_float_format<Format>) {
+    return nullptr;
+  } else {
+    return matmul_int8<Format>;
+  }
+}
 
 #define PYINFER_STRING(x) #x
 #define PYINFER_NAME(x) PYINFER_STRING(x)
@@ -18,6 +31,7 @@ namespace {
 constexpr Kernels kTable = {
     PYINFER_NAME(PYINFER_ISA_NAME),
     kPanelRows,
+    kPanelsAtOnce,
     kDepth,
     kFastPairs ? kKvI16 : kKvF16,  // where i_add_pairs multiplies more at a time than f_fma
     {

@@ -20,6 +20,11 @@ constexpr size_t kGatedBytes = 96 << 10;
 // (2048 columns of q4, one thread: an adapter costs 10 % instead of 8).
 constexpr size_t kShortTile = 16 << 10;
 
+// Panels that follow one another, as many as a kernel takes at a time.
+struct Panels {
+  size_t first, n;
+};
+
 // The panels of one input. Few rows: every thread packs them for itself when it meets the job, which spares a barrier. Many rows:
 // they are packed once, together, and adapters make t of them while they are at hand. Each kind of activations that the job needs has
 // panels of its own; kind 0 is int8, 1 is f32.
@@ -46,7 +51,9 @@ class PackedInput {
   }
   size_t first_panel(size_t part) const { return n_panels() * part / n_parts(); }
   size_t first_row(size_t panel) const { return panel * rows_; }
-  int rows_of(size_t panel) const { return static_cast<int>(std::min(rows_, input_.n_rows - first_row(panel))); }
+  size_t rows_of(const Panels& panels) const {
+    return std::min(panels.n * rows_, input_.n_rows - first_row(panels.first));
+  }
   int scale_blocks() const { return pairs_ ? 1 : input_.scale_blocks; }
   size_t pairs_a_panel() const { return rows_ / 2; }
   // The panel of pairs whose first is row `r` of `panel`.
@@ -81,14 +88,14 @@ class PackedInput {
         for (int kind = 0; kind < 2; ++kind) {
           if (needed_[kind]) rows = pack(kind, p, shared_panel(kind, p), thread);
         }
-        if (low_.by_panels()) low_.make(first_row(p), static_cast<size_t>(rows_of(p)), rows);
+        if (low_.by_panels()) low_.make(first_row(p), rows_of({p, 1}), rows);
       }
     });
   }
 
   // Returns the rows as they went into the panel.
   FloatRows pack(int kind, size_t panel, uint8_t* out, int thread) const {
-    const size_t first = first_row(panel), n = static_cast<size_t>(rows_of(panel));
+    const size_t first = first_row(panel), n = rows_of({panel, 1});
     if (kind == 1) return pack_floats(w_, input_, first, n, out);
     FloatRows rows{input_.x + first * input_.stride, input_.stride};
     if (input_.norm != nullptr) rows = normed(rows, n, thread);
@@ -143,6 +150,14 @@ struct Work {
   int thread;
 };
 
+// Calls body(Panels) for all of them.
+template <class Body>
+void over_panels(const Workspace& w, const Work& work, const Body& body) {
+  const size_t at_once = static_cast<size_t>(w.kernels.panels);
+  for (size_t first = work.first_panel; first < work.end_panel; first += at_once)
+    body(Panels{first, std::min(at_once, work.end_panel - first)});
+}
+
 // Runs body(Work) until all panels have met all tiles, after each thread has prepared the input once.
 template <class Body>
 void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t n_tiles, size_t tile_bytes,
@@ -167,17 +182,17 @@ void over_tiles(Workspace& w, LowRankJob& low, const PackedInput& packed, size_t
   });
 }
 
-// Multiplies tiles [begin, end) of a matrix with n_rows rows, the panel of which is at `panel`.
-void multiply_panel(const Workspace& w, const PackedInput& packed, const Matrix& weights, int kind,
-                    const uint8_t* panel, int n_rows, size_t begin, size_t end, float* out, size_t stride,
-                    bool accumulate, std::span<const AddedProduct> added = {}) {
+// Multiplies tiles [begin, end) of a matrix with n_rows rows, the first panel of which is at `panel`.
+void multiply_rows(const Workspace& w, const PackedInput& packed, const Matrix& weights, int kind, const uint8_t* panel,
+                   size_t n_rows, size_t begin, size_t end, float* out, size_t stride, bool accumulate,
+                   std::span<const AddedProduct> added = {}) {
   const MatmulArgs args{.tiles = weights.tiles + begin * weights.tile_bytes,
                         .n_tiles = end - begin,
                         .tile_bytes = weights.tile_bytes,
                         .n_groups = weights.n_groups,
                         .panel = panel,
                         .panel_stride = w.float_stride(),
-                        .n_rows = n_rows,
+                        .n_rows = static_cast<int>(n_rows),
                         .out = out,
                         .out_stride = stride,
                         .accumulate = accumulate,
@@ -188,27 +203,27 @@ void multiply_panel(const Workspace& w, const PackedInput& packed, const Matrix&
   table[static_cast<size_t>(weights.format)](args);
 }
 
-void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weights, int kind, size_t panel,
+void multiply(const Workspace& w, const PackedInput& packed, const Matrix& weights, int kind, const Panels& panels,
               size_t begin, size_t end, int thread, float* out, size_t stride, bool accumulate,
               std::span<const AddedProduct> added = {}) {
-  multiply_panel(w, packed, weights, kind, packed.panel(kind, panel, thread), packed.rows_of(panel), begin, end, out,
-                 stride, accumulate, added);
+  multiply_rows(w, packed, weights, kind, packed.panel(kind, panels.first, thread), packed.rows_of(panels), begin, end,
+                out, stride, accumulate, added);
 }
 
 float* own_tile(const Workspace& w, int thread, int which) {
   return w.own_tiles +
-         (static_cast<size_t>(thread) * 2 + static_cast<size_t>(which)) * kMaxPanelRows * Workspace::kOwnTileCols;
+         (static_cast<size_t>(thread) * 2 + static_cast<size_t>(which)) * w.rows_at_once() * Workspace::kOwnTileCols;
 }
 
 // Multiplies a tile with a panel whose int8 rows come in pairs: out (rows, kTile).
 void multiply_pairs(const Workspace& w, const PackedInput& packed, const Matrix& weights, size_t panel, size_t tile,
                     int thread, float* out) {
-  const size_t n = static_cast<size_t>(packed.rows_of(panel));
+  const size_t n = packed.rows_of({panel, 1});
   float* products = own_tile(w, thread, 1);
   for (size_t first = 0; first < n; first += packed.pairs_a_panel()) {
     const size_t n_pairs = std::min(packed.pairs_a_panel(), n - first);
-    multiply_panel(w, packed, weights, 0, packed.pair_panel(panel, thread, first), static_cast<int>(2 * n_pairs), tile,
-                   tile + 1, products, kTile, false);
+    multiply_rows(w, packed, weights, 0, packed.pair_panel(panel, thread, first), 2 * n_pairs, tile, tile + 1, products,
+                  kTile, false);
     for (size_t i = 0; i < n_pairs * kTile; ++i) {
       const float* pair = products + i / kTile * 2 * kTile + i % kTile;
       out[first * kTile + i] = pair[0] + pair[kTile];
@@ -216,18 +231,18 @@ void multiply_pairs(const Workspace& w, const PackedInput& packed, const Matrix&
   }
 }
 
-AdaptedTiles adapted_tiles(const LowRankJob& low, const PackedInput& packed, size_t target, size_t panel, size_t begin,
-                           size_t end, float* out, size_t stride) {
-  const size_t first_row = packed.first_row(panel), n_rows = static_cast<size_t>(packed.rows_of(panel));
+AdaptedTiles adapted_tiles(const LowRankJob& low, const PackedInput& packed, size_t target, const Panels& panels,
+                           size_t begin, size_t end, float* out, size_t stride) {
+  const size_t first_row = packed.first_row(panels.first), n_rows = packed.rows_of(panels);
   return {target, low.pieces_of(first_row, n_rows), first_row, n_rows, begin, end, out, stride};
 }
 
 // out += gain ⊙ product, tile by tile: gains belong to the product alone.
 void accumulate_scaled(const Workspace& w, const LowRankJob& low, const PackedInput& packed, const Matrix& weights,
-                       int kind, size_t panel, const AdaptedTiles& to, int thread) {
+                       int kind, const Panels& panels, const AdaptedTiles& to, int thread) {
   float* product = own_tile(w, thread, 0);
   for (size_t tile = to.begin; tile < to.end; ++tile) {
-    multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, product, kTile, false);
+    multiply(w, packed, weights, kind, panels, tile, tile + 1, thread, product, kTile, false);
     low.apply_gain({to.target, to.pieces, to.first_row, to.n_rows, tile, tile + 1, product, kTile});
     for (size_t r = 0; r < to.n_rows; ++r) {
       float* out = to.out + r * to.stride + (tile - to.begin) * kTile;
@@ -248,15 +263,15 @@ void add_bias(const LinearTarget& target, const AdaptedTiles& to) {
 
 // The tiles `to` of a target, with its bias and what adapters make of it.
 void multiply_tiles(const Workspace& w, const LowRankJob& low, const PackedInput& packed, const LinearTarget& target,
-                    int kind, size_t panel, const AdaptedTiles& to, int thread) {
+                    int kind, const Panels& panels, const AdaptedTiles& to, int thread) {
   AddedProduct added[kAddedRows];
   const bool adds = kind == 0 && target.bias == nullptr && target.weights->tile_bytes <= kShortTile;
   const size_t n_added = adds ? low.added(to, added) : 0;
   if (n_added == 0) low.expect(to);
   if (target.accumulate && low.has_gain(to)) {
-    accumulate_scaled(w, low, packed, *target.weights, kind, panel, to, thread);
+    accumulate_scaled(w, low, packed, *target.weights, kind, panels, to, thread);
   } else {
-    multiply(w, packed, *target.weights, kind, panel, to.begin, to.end, thread, to.out, to.stride, target.accumulate,
+    multiply(w, packed, *target.weights, kind, panels, to.begin, to.end, thread, to.out, to.stride, target.accumulate,
              {added, n_added});
     if (!target.accumulate) low.apply_gain(to);
   }
@@ -267,11 +282,11 @@ void multiply_tiles(const Workspace& w, const LowRankJob& low, const PackedInput
 void multiply_target(const Workspace& w, const LinearInput& input, const LowRankJob& low, const PackedInput& packed,
                      const LinearTarget& target, size_t number, const Work& work) {
   const int kind = kind_of(*target.weights, input);
-  for (size_t panel = work.first_panel; panel < work.end_panel; ++panel) {
-    float* out = target.out + packed.first_row(panel) * target.stride + work.begin * kTile;
-    const AdaptedTiles tiles = adapted_tiles(low, packed, number, panel, work.begin, work.end, out, target.stride);
-    multiply_tiles(w, low, packed, target, kind, panel, tiles, work.thread);
-  }
+  over_panels(w, work, [&](const Panels& panels) {
+    float* out = target.out + packed.first_row(panels.first) * target.stride + work.begin * kTile;
+    const AdaptedTiles tiles = adapted_tiles(low, packed, number, panels, work.begin, work.end, out, target.stride);
+    multiply_tiles(w, low, packed, target, kind, panels, tiles, work.thread);
+  });
 }
 
 // Tiles of gate and up that a thread multiplies at a time: several, since a call for one costs as much as its adapters; with many panels
@@ -336,17 +351,17 @@ void linear_gated(Workspace& w, const LinearInput& input, const Matrix& gate, co
     const size_t at_once = gated_tiles(packed.n_panels(), gate.tile_bytes + up.tile_bytes);
     for (size_t tile = work.begin; tile < work.end; tile += at_once) {
       const size_t last = std::min(tile + at_once, work.end);
-      for (size_t panel = work.first_panel; panel < work.end_panel; ++panel) {
-        const AdaptedTiles to_gate = adapted_tiles(low, packed, 0, panel, tile, last, gated, kCols);
+      over_panels(w, work, [&](const Panels& panels) {
+        const AdaptedTiles to_gate = adapted_tiles(low, packed, 0, panels, tile, last, gated, kCols);
         AdaptedTiles to_up = to_gate;
         to_up.target = 1, to_up.out = upped;
-        multiply_tiles(w, low, packed, {&gate, gated, kCols, false}, gate_kind, panel, to_gate, thread);
-        multiply_tiles(w, low, packed, {&up, upped, kCols, false}, up_kind, panel, to_up, thread);
-        float* to = out + packed.first_row(panel) * stride + tile * kTile;
-        for (size_t r = 0; r < static_cast<size_t>(packed.rows_of(panel)); ++r) {
+        multiply_tiles(w, low, packed, {&gate, gated, kCols, false}, gate_kind, panels, to_gate, thread);
+        multiply_tiles(w, low, packed, {&up, upped, kCols, false}, up_kind, panels, to_up, thread);
+        float* to = out + packed.first_row(panels.first) * stride + tile * kTile;
+        for (size_t r = 0; r < packed.rows_of(panels); ++r) {
           unit(gated + r * kCols, upped + r * kCols, (last - tile) * kTile, to + r * stride);
         }
-      }
+      });
     }
   });
 }
@@ -361,16 +376,17 @@ void linear_scatter(Workspace& w, const LinearInput& input, const Matrix& weight
     for (size_t tile = work.begin; tile < work.end; ++tile) {
       const size_t n = std::min(kTile, weights.rows - tile * kTile);
       for (size_t panel = work.first_panel; panel < work.end_panel; ++panel) {
+        const Panels one{panel, 1};
         if (kind == 0) {
           multiply_pairs(w, packed, weights, panel, tile, thread, result);
         } else {
-          multiply(w, packed, weights, kind, panel, tile, tile + 1, thread, result, kTile, false);
+          multiply(w, packed, weights, kind, one, tile, tile + 1, thread, result, kTile, false);
         }
-        const AdaptedTiles to = adapted_tiles(low, packed, 0, panel, tile, tile + 1, result, kTile);
+        const AdaptedTiles to = adapted_tiles(low, packed, 0, one, tile, tile + 1, result, kTile);
         low.apply_gain(to);
         low.add(to);
         float* const* places = rows + packed.first_row(panel);
-        for (int r = 0; r < packed.rows_of(panel); ++r)
+        for (size_t r = 0; r < packed.rows_of(one); ++r)
           std::memcpy(places[r] + tile * kTile, result + r * kTile, n * sizeof(float));
       }
     }

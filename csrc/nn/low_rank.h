@@ -12,8 +12,8 @@
 
 namespace pyinfer {
 
-// The outputs of tiles [begin, end) of one target, for rows [first_row, first_row + n_rows), which lie within a panel. `out` is the
-// first of them.
+// The outputs of tiles [begin, end) of one target, for rows [first_row, first_row + n_rows), which begin a panel. `out` is the first
+// of them.
 struct AdaptedTiles {
   size_t target;                  // of those that share the input
   std::span<const Piece> pieces;  // of the rows: see LowRankJob::pieces_of

@@ -26,7 +26,7 @@ void lay_out(Workspace& w, const WorkspaceShape& shape, Layout& layout) {
     w.own_panels[kind] = layout.take<uint8_t>(needed[kind] ? threads * kMaxPanelRows * w.row_bytes[kind] : 0);
   }
   w.own_rows = layout.take<float>(threads * kMaxPanelRows * w.own_stride);
-  w.own_tiles = layout.take<float>(threads * 2 * kMaxPanelRows * Workspace::kOwnTileCols);
+  w.own_tiles = layout.take<float>(threads * 2 * w.rows_at_once() * Workspace::kOwnTileCols);
   w.segments = layout.take<Segment>(w.max_rows);
   w.wanted = layout.take<float*>(w.max_rows);
   w.pieces = layout.take<Piece>(w.max_rows);

@@ -77,7 +77,7 @@ struct Workspace {
   uint8_t* own_panels[2];
   size_t row_bytes[2];  // the most of an int8 panel row; of any row of a float panel
   float* own_rows;  // (threads, kMaxPanelRows, own_stride) rows, normed, and remainders on their way into an int8 panel
-  float* own_tiles;  // (threads, 2, kMaxPanelRows, tile columns) results on their way to an epilogue
+  float* own_tiles;  // (threads, 2, rows_at_once, tile columns) results on their way to an epilogue
 
   Segment* segments;  // (max_rows)
   float** wanted;     // (max_rows) where logits go
@@ -90,6 +90,8 @@ struct Workspace {
   std::atomic<uint32_t>* low_rank_done;  // (max_rows) parts done of each piece's t
 
   size_t bytes() const { return memory_.size(); }
+  // Rows that a product may have.
+  size_t rows_at_once() const { return static_cast<size_t>(kernels.panel_rows) * static_cast<size_t>(kernels.panels); }
   // Floats from one row of a float panel to the next.
   size_t float_stride() const { return row_bytes[1] / sizeof(float); }
   static constexpr size_t kOwnTileCols = 128;

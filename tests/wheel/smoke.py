@@ -20,7 +20,7 @@ MODEL = Path(__file__).resolve().parents[1] / "data" / "stories260K.bin"
 PROMPT = "Once upon a time"
 STORY = ", there was a little girl named Lily. She loved to play outside in the p"
 """The first 24 tokens of the greedy answer; far enough from ties to be the same on every instruction set."""
-SETS = {"x86_64": {"scalar", "avx2", "avxvnni", "avx512vnni"}, "aarch64": {"scalar", "neon"}}
+SETS = {"x86_64": {"scalar", "avx2", "avxvnni", "avx512vnni", "avx512amx"}, "aarch64": {"scalar", "neon"}}
 """Instruction sets that a wheel of an architecture must have inside, at least."""
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 

@@ -1,0 +1,173 @@
+// Int8 products of several whole panels where a unit multiplies matrices of bytes: a panel's rows with a tile of weights, the integer sums of a run at
+// a time. The same integers, and the same floats made of them in the same order, as in matmul.inl.h, which takes what is left.
+//
+// The unit reads and writes memory. So a tile's weights are unpacked to signed bytes for several panels at a time, some columns at a time, so that they
+// stay in the first-level cache; and the integer sums of two blocks become floats while those of the next two are made.
+#pragma once
+
+#include "kernels/matmul.inl.h"
+
+namespace pyinfer {
+namespace {
+
+// Columns that are unpacked at a time.
+constexpr int kChunkBlocks = 512 / kBlock;
+// Panels that meet them: at most so many, and so many bytes, that stay in the second-level cache while all tiles of a call pass by.
+constexpr size_t kPanelsAtOnce = 12, kPanelBytesAtOnce = 768 << 10;
+// Blocks whose sums are made at a time.
+constexpr int kStepBlocks = 2;
+
+template <class Format>
+constexpr int kRunsOfBlock = kBlock / Format::kRun;
+
+// Some columns of a tile.
+template <class Format>
+struct Unpacked {
+  int8_t q[kChunkBlocks][kBlock / 4][64];  // (block, 4 columns, row and column)
+  F scale[kChunkBlocks][kRunsOfBlock<Format>];
+  F minimum[Format::kHasMinimum ? kChunkBlocks : 1][kRunsOfBlock<Format>];
+};
+
+template <class Format, int J = 0>
+PYINFER_INLINE void unpack_block(const typename Format::Group& group, int b, int8_t (&q)[kBlock / 4][64]) {
+  constexpr bool kSigned = Format::kBits == 8 || is_codebook_format<Format>;
+  const B four = four_columns<Format, J>(group, b, 0);
+  b_store(q[J], kSigned || Format::kBias == 0 ? four : b_less(four, Format::kBias));
+  if constexpr (J + 1 < kBlock / 4) unpack_block<Format, J + 1>(group, b, q);
+}
+
+template <class Format>
+void unpack_groups(const typename Format::Group* groups, int n_groups, Unpacked<Format>& to) {
+  constexpr int kRuns = kRunsOfBlock<Format>, kBlocks = Format::kGroupCols / kBlock;
+  for (int i = 0; i < n_groups * kBlocks; ++i) {
+    const typename Format::Group& group = groups[i / kBlocks];
+    const int b = i % kBlocks;
+    unpack_block<Format>(group, b, to.q[i]);
+    PYINFER_UNROLL
+    for (int run = 0; run < kRuns; ++run) {
+      to.scale[i][run] = run_scale<Format>(group, b * kRuns + run, 0);
+      if constexpr (Format::kHasMinimum) to.minimum[i][run] = run_minimum<Format>(group, b * kRuns + run, 0);
+    }
+  }
+}
+
+typedef PanelBlock<kPanelRows> WholeBlock;
+
+template <class Format>
+using StepSums = MatrixSums[kStepBlocks][kRunsOfBlock<Format>];
+
+// The integer sums of a step. Steps take turns in registers where two of them fit.
+template <class Format, int Turn, int I = 0>
+PYINFER_INLINE void make_sums(const WholeBlock* x, const int8_t (*w)[kBlock / 4][64], StepSums<Format>& sums) {
+  constexpr int kRuns = kRunsOfBlock<Format>, kSums = kStepBlocks * kRuns, b = I / kRuns, run = I % kRuns;
+  constexpr int kSlot = (Turn * kSums + I) % 4;
+  matrix_dot<kSlot>(x[b].q + run * Format::kRun, w[b][run * Format::kRun / 4], sums[b][run]);
+  if constexpr (I + 1 < kSums) make_sums<Format, Turn, I + 1>(x, w, sums);
+}
+
+// Adds the sums of a step to the totals.
+template <class Format, int Blocks>
+PYINFER_INLINE void add_sums(const WholeBlock* x, const StepSums<Format>& sums, const Unpacked<Format>& w, int first,
+                             F (&totals)[kPanelRows]) {
+  constexpr int kRuns = kRunsOfBlock<Format>;
+  for (int b = 0; b < kStepBlocks; b += Blocks) {
+    PYINFER_UNROLL
+    for (int r = 0; r < kPanelRows; ++r) {
+      F shared = f_zero();
+      PYINFER_UNROLL
+      for (int i = b; i < b + Blocks; ++i) {
+        PYINFER_UNROLL
+        for (int run = 0; run < kRuns; ++run)
+          shared = f_fma(f_from_i(i_load(sums[i][run][r])), w.scale[first + i][run], shared);
+        PYINFER_UNROLL
+        for (int run = 0; Format::kHasMinimum && run < kRuns; ++run) {
+          const float sum = run_sum<Format>(x[i].sum[r], x[i].bias[1 + run][r]);
+          shared = f_fma(w.minimum[first + i][run], f_set(sum), shared);
+        }
+      }
+      totals[r] = f_fma(shared, f_set(x[b + Blocks - 1].scale[r]), totals[r]);
+    }
+  }
+}
+
+// n_blocks blocks of a panel, from `x` on, with a tile: adds the products to `totals`.
+template <class Format, int Blocks>
+void matrix_panel(const WholeBlock* x, const Unpacked<Format>& w, int n_blocks, F (&totals)[kPanelRows]) {
+  constexpr int kTwo = 2 * kStepBlocks;
+  alignas(kCacheLine) StepSums<Format> sums[2];
+  F own[kPanelRows];
+  PYINFER_UNROLL
+  for (int r = 0; r < kPanelRows; ++r) own[r] = totals[r];
+  make_sums<Format, 0>(x, w.q, sums[0]);
+  for (int b = 0; b < n_blocks; b += kTwo, x += kTwo) {
+    const bool has_second = b + kStepBlocks < n_blocks;
+    if (has_second) make_sums<Format, 1>(x + kStepBlocks, w.q + b + kStepBlocks, sums[1]);
+    add_sums<Format, Blocks>(x, sums[0], w, b, own);
+    if (!has_second) break;
+    if (b + kTwo < n_blocks) make_sums<Format, 0>(x + kTwo, w.q + b + kTwo, sums[0]);
+    add_sums<Format, Blocks>(x + kStepBlocks, sums[1], w, b + kStepBlocks, own);
+  }
+  PYINFER_UNROLL
+  for (int r = 0; r < kPanelRows; ++r) totals[r] = own[r];
+}
+
+// All tiles with n_panels panels, the first of which is panel `first` of the call. Each panel asks for its part of the weights that are unpacked next
+// and, once, for its outputs: all at a time would be more than a core can wait for.
+template <class Format, int Blocks>
+void matrix_panels(const MatmulArgs& args, size_t first, size_t n_panels) {
+  constexpr size_t kBlocks = Format::kGroupCols / kBlock, kChunkGroups = kChunkBlocks / kBlocks;
+  const size_t n_blocks = args.n_groups * kBlocks;
+  const WholeBlock* panels = (const WholeBlock*)args.panel + first * n_blocks;
+  float* const out = args.out + first * kPanelRows * args.out_stride;
+  Unpacked<Format> weights;
+  F totals[kPanelsAtOnce][kPanelRows];
+  for (size_t t = 0; t < args.n_tiles; ++t) {
+    const auto* groups = (const typename Format::Group*)(args.tiles + t * args.tile_bytes);
+    for (size_t i = 0; i < n_panels * kPanelRows; ++i) totals[i / kPanelRows][i % kPanelRows] = f_zero();
+    for (size_t g = 0; g < args.n_groups; g += kChunkGroups) {
+      const size_t n_groups = args.n_groups - g < kChunkGroups ? args.n_groups - g : kChunkGroups;
+      unpack_groups<Format>(groups + g, (int)n_groups, weights);
+      const uint8_t* next = (const uint8_t*)(groups + g + n_groups);  // past the end of the weights asking does nothing
+      const size_t part = n_groups * sizeof *groups / n_panels;
+      for (size_t p = 0; p < n_panels; ++p) {
+        for (size_t i = 0; i < part; i += kCacheLine) __builtin_prefetch(next + p * part + i);
+        for (size_t r = 0; g == 0 && r < kPanelRows; ++r)
+          __builtin_prefetch(out + (p * kPanelRows + r) * args.out_stride + t * kTileRows, 1);
+        const WholeBlock* x = panels + p * n_blocks + g * kBlocks;
+        matrix_panel<Format, Blocks>(x, weights, (int)(n_groups * kBlocks), totals[p]);
+      }
+    }
+    for (size_t i = 0; i < n_panels * kPanelRows; ++i) {
+      float* to = out + i * args.out_stride + t * kTileRows;
+      const F total = totals[i / kPanelRows][i % kPanelRows];
+      f_store(to, args.accumulate ? f_add(f_load(to), total) : total);
+    }
+  }
+}
+
+template <class Format, int Blocks>
+void matrix_rows(const MatmulArgs& args, size_t n_panels) {
+  const size_t fit = kPanelBytesAtOnce / (args.n_groups * (Format::kGroupCols / kBlock) * sizeof(WholeBlock));
+  const size_t at_once = fit < 1 ? 1 : fit < kPanelsAtOnce ? fit : kPanelsAtOnce;
+  matrix_begin(kPanelRows, Format::kRun);
+  for (size_t p = 0; p < n_panels; p += at_once)
+    matrix_panels<Format, Blocks>(args, p, n_panels - p < at_once ? n_panels - p : at_once);
+  matrix_end();
+}
+
+template <class Format>
+void matmul_int8(const MatmulArgs& args) {
+  const size_t whole = (size_t)args.n_rows / kPanelRows;
+  const int done = whole < kLeastMatrixPanels ? 0 : (int)whole * kPanelRows;
+  if (done > 0) args.scale_blocks == 1 ? matrix_rows<Format, 1>(args, whole) : matrix_rows<Format, 2>(args, whole);
+  for (int row = done; row < args.n_rows; row += kPanelRows) {
+    MatmulArgs one = args;
+    one.panel += (size_t)row * args.n_groups * (Format::kGroupCols / kBlock) * kPanelBlockBytes;
+    one.n_rows = args.n_rows - row < kPanelRows ? args.n_rows - row : kPanelRows;
+    one.out += (size_t)row * args.out_stride;
+    matmul_dispatch<Format, true, kPanelRows>(one, 0, one.n_rows);
+  }
+}
+
+}  // namespace
+}  // namespace pyinfer
