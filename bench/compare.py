@@ -219,7 +219,10 @@ def with_lora(who: Participant, adapters: list[Path]) -> Participant:
 
 
 def agreement(processes: list[Process], threads: int, adapted: bool) -> list[dict[str, Any]]:
-    """How far the logits of the peers are from ours, with each of their settings, with adapters or without."""
+    """How far the logits of the peers are from ours, with each of their settings, with adapters or without; of
+    those that give none, why.
+    """
+    silent: list[dict[str, Any]] = []
     found: list[tuple[Process, Settings, np.ndarray[Any, np.dtype[np.float64]]]] = []
     for process in processes:
         for settings in process.participant.run_settings:
@@ -228,7 +231,10 @@ def agreement(processes: list[Process], threads: int, adapted: bool) -> list[dic
             try:
                 reply = process.ask(op="logits", n=CHECKED, threads=threads, settings=settings)
             except (Skipped, ParticipantError) as reason:
-                say(f"  {process.participant.engine} gives no logits: {reason}")
+                who = process.participant
+                say(f"  {who.engine} gives no logits: {reason}")
+                shown = {**who.open_settings, **settings}
+                silent.append({"peer": who.engine, "settings": shown, "failed": str(reason)})
                 continue
             found.append((process, settings, np.array(reply["logits"], np.float64)))
             process.ask(op="forget")
@@ -243,13 +249,13 @@ def agreement(processes: list[Process], threads: int, adapted: bool) -> list[dic
         }
         for process, settings, theirs in found
         if process.participant.engine != OURS
-    ]
+    ] + silent
 
 
 def check_agreement(entries_: list[dict[str, Any]]) -> None:
     """Two engines that are compared must compute the same."""
     for entry in entries_:
-        if not entry["kl"] <= MOST_KL:
+        if "failed" not in entry and not entry["kl"] <= MOST_KL:
             who = f"{entry['peer']} {tables.settings(entry['settings'])}"
             raise SystemExit(
                 f"{who}: expected logits within a divergence of {MOST_KL} of ours, found {entry['kl']:.3g}"

@@ -160,8 +160,11 @@ def facts(model: Row) -> str:
         f"(a copy of the file takes {convert['copy_seconds']:.2f} s).",
     ]
     for entry in [*model["agreement"], *model.get("lora", {}).get("agreement", [])]:
-        same = "the same" if entry["same_token"] else "another"
         who = f"{entry['peer']} {settings(entry['settings'])}"
+        if "failed" in entry:
+            lines.append(f"Not compared: {who}, which gives no logits: {entry['failed']}.")
+            continue
+        same = "the same" if entry["same_token"] else "another"
         lines.append(f"KL divergence of our logits from {who}: {entry['kl']:.2g}, {same} first choice.")
     return "\n".join(lines)
 

@@ -257,6 +257,23 @@ def test_every_setting_must_compute_the_same() -> None:
         compare.check_agreement([{**found[0], "kl": float("nan")}])
 
 
+def test_an_engine_that_goes_away_is_named_in_the_result() -> None:
+    ours, peer = (FakeProcess(name, {"a": []}, [0.0, 1.0]) for name in ("pyinfer", "peer"))
+
+    def ask(**request: Any) -> dict[str, Any]:
+        raise ParticipantError("peer ended with code -11")
+
+    peer.ask = ask  # type: ignore[method-assign]
+    found = compare.agreement([ours, peer], 1, adapted=False)  # type: ignore[list-item]
+    assert found == [{"peer": "peer", "settings": {"way": "a"}, "failed": "peer ended with code -11"}]
+    compare.check_agreement(found)
+    report = sample_report()
+    report["models"][0]["agreement"] = found
+    assert "Not compared: peer way=a, which gives no logits: peer ended with code -11." in tables.render(
+        report
+    )
+
+
 def test_ratio_is_taken_round_by_round() -> None:
     ours = Series("decode-128", 2, "pyinfer", {}, [20.0, 40.0, 30.0])
     theirs = Series("decode-128", 2, "peer", {"repack": 1}, [10.0, 10.0, 10.0])
