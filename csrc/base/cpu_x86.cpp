@@ -36,7 +36,7 @@ constexpr unsigned kYmm = 0x06;                         // the low and the high 
 [[maybe_unused]] constexpr unsigned kTiles = 3u << 17;  // how the registers of AMX are divided, and their data
 
 // Asks for the registers of AMX, which a thread gets with its first instruction for them: Documentation/arch/x86/xstate.rst of Linux. Refused where a
-// signal's stack would be too small for them.
+// signal's stack would be too small for them; from then on the system refuses such stacks to the process.
 [[maybe_unused]] bool may_use_tiles() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;

@@ -18,8 +18,6 @@ enum { kCacheLine = 64 };  // bytes, on most processors; only speed depends on i
 enum { kPanelCols = 64 };
 // Rows of activations that a panel may hold at most, in any instruction set.
 enum { kMaxPanelRows = 16 };
-// Panels that a product may meet in one call at most, likewise.
-enum { kMaxPanels = 12 };
 enum { kMaxHeadDim = 1024 };
 enum { kMaxFormats = 24 };  // numbers of weight formats are below this
 

@@ -12,7 +12,8 @@ namespace {
 
 // Columns that are unpacked at a time.
 constexpr int kChunkBlocks = 512 / kBlock;
-// Panels that meet them: at most so many, and so many bytes, that stay in the second-level cache while all tiles of a call pass by.
+// Panels that meet them at most, and their bytes if there are enough of them, so that they stay in the second-level cache while all tiles of a call
+// pass by.
 constexpr size_t kPanelsAtOnce = 12, kPanelBytesAtOnce = 768 << 10;
 // Blocks whose sums are made at a time.
 constexpr int kStepBlocks = 2;
@@ -148,7 +149,8 @@ void matrix_panels(const MatmulArgs& args, size_t first, size_t n_panels) {
 template <class Format, int Blocks>
 void matrix_rows(const MatmulArgs& args, size_t n_panels) {
   const size_t fit = kPanelBytesAtOnce / (args.n_groups * (Format::kGroupCols / kBlock) * sizeof(WholeBlock));
-  const size_t at_once = fit < 1 ? 1 : fit < kPanelsAtOnce ? fit : kPanelsAtOnce;
+  const size_t least = kLeastMatrixPanels, most = fit < least ? least : fit < kPanelsAtOnce ? fit : kPanelsAtOnce;
+  const size_t n_passes = (n_panels + most - 1) / most, at_once = (n_panels + n_passes - 1) / n_passes;
   matrix_begin(kPanelRows, Format::kRun);
   for (size_t p = 0; p < n_panels; p += at_once)
     matrix_panels<Format, Blocks>(args, p, n_panels - p < at_once ? n_panels - p : at_once);

@@ -150,10 +150,11 @@ struct Work {
   int thread;
 };
 
-// Calls body(Panels) for all of them.
+// Calls body(Panels) for all of them, as evenly as may be.
 template <class Body>
 void over_panels(const Workspace& w, const Work& work, const Body& body) {
-  const size_t at_once = static_cast<size_t>(w.kernels.panels);
+  const size_t n_panels = work.end_panel - work.first_panel, most = static_cast<size_t>(w.kernels.panels);
+  const size_t n_calls = (n_panels + most - 1) / most, at_once = (n_panels + n_calls - 1) / n_calls;
   for (size_t first = work.first_panel; first < work.end_panel; first += at_once)
     body(Panels{first, std::min(at_once, work.end_panel - first)});
 }

@@ -143,24 +143,33 @@ void check_product(const Kernels& kernels, const Product& product, Random& rando
   }
 }
 
-// The rows of one call have the bits of each of them alone.
-void check_rows_alone(const Kernels& kernels, const Product& product, int most, Random& random) {
-  const std::vector<float> x = random.normals(static_cast<std::size_t>(most) * product.cols);
-  const std::vector<float> together = product.run(kernels, x, most, nullptr);
-  for (int r = 0; r < most; ++r) {
+// The rows of one call have the bits of each of them alone, also where they are added to what is there; nothing is written past them.
+void check_rows_alone(const Kernels& kernels, const Product& product, int n_rows, Random& random) {
+  const std::vector<float> x = random.normals(static_cast<std::size_t>(n_rows) * product.cols);
+  const std::vector<float> together = product.run(kernels, x, n_rows, nullptr);
+  const std::vector<float> before = random.normals(together.size());
+  const std::vector<float> added = product.run(kernels, x, n_rows, &before);
+  for (int r = 0; r < n_rows; ++r) {
     const auto first = x.begin() + r * static_cast<std::ptrdiff_t>(product.cols);
     const std::vector<float> alone =
         product.run(kernels, {first, first + static_cast<std::ptrdiff_t>(product.cols)}, 1, nullptr);
-    for (std::size_t row = 0; row < product.rows; ++row)
-      CHECK_EQUAL(together[static_cast<std::size_t>(r) * product.stride() + row], alone[row]);
+    const std::size_t at = static_cast<std::size_t>(r) * product.stride();
+    for (std::size_t row = 0; row < product.stride(); ++row) {
+      CHECK_EQUAL(together[at + row], alone[row]);
+      if (row + 16 < product.stride()) CHECK_EQUAL(added[at + row], before[at + row] + together[at + row]);
+    }
   }
 }
 
 // The bits of a row do not depend on how many others share its panel or its call, nor on which.
 void check_rows_alone(const Kernels& kernels, const Product& product, Random& random) {
-  check_rows_alone(kernels, product, kernels.panel_rows, random);
-  for (const int missing : {0, 1, 13})  // a last panel that is whole, or not
-    if (kernels.panels > 1) check_rows_alone(kernels, product, kernels.panels * kernels.panel_rows - missing, random);
+  const int rows = kernels.panel_rows;
+  check_rows_alone(kernels, product, rows, random);
+  if (kernels.panels == 1) return;
+  // From two panels to as many as a call has; the last of them whole, or not.
+  for (const int n_rows :
+       {2 * rows, 5 * rows + 1, 6 * rows, 7 * rows + 11, kernels.panels * rows - 1, kernels.panels * rows})
+    check_rows_alone(kernels, product, n_rows, random);
 }
 
 // An int8 product with float products added as it goes has the bits of one after the other. `shares` are their numbers of rows.
@@ -381,6 +390,17 @@ TEST(matmul, products_of_a_row_do_not_depend_on_its_neighbours) {
           if (reference::is_quantised(format))
             check_rows_alone(kernels, {format, 33, cols, packed, true, scale_blocks}, random);
       }
+    }
+  });
+}
+
+// Panels so long that a call of many takes them in several passes.
+TEST(matmul, long_products_of_a_row_do_not_depend_on_its_neighbours) {
+  on_every_isa([](const Kernels& kernels) {
+    Random random(10);
+    for (const Format format : {Format::q4, Format::q6k}) {
+      const std::vector<std::uint8_t> packed = RandomMatrix(random, format, 16, 5632, 0.05).bytes;
+      check_rows_alone(kernels, {format, 16, 5632, packed, true, 2}, random);
     }
   });
 }
