@@ -11,7 +11,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kPanelRows = 12, kDepth = 32 };
+enum { kPanelRows = 12, kDepth = 32, kAskedBits = 8 };
 
 // Whole panels from which the unit is faster: fewer do not pay for unpacking weights.
 enum { kLeastMatrixPanels = 6 };

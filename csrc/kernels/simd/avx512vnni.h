@@ -6,7 +6,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kPanelRows = 12, kDepth = 4 };
+enum { kPanelRows = 12, kDepth = 4, kAskedBits = 1 };
 
 }  // namespace
 }  // namespace pyinfer

@@ -7,7 +7,7 @@
 namespace pyinfer {
 namespace {
 
-enum { kLanes = 16, kFloatRows = 6, kQueries = 24, kBroadcasts = 1, kRegisters = 32, kFastPairs = 1, kAskedBits = 1 };
+enum { kLanes = 16, kFloatRows = 6, kQueries = 24, kBroadcasts = 1, kRegisters = 32, kFastPairs = 1 };
 
 typedef __m512 F;   // kLanes floats
 typedef __m512i I;  // kLanes int32
