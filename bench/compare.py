@@ -223,33 +223,26 @@ def agreement(processes: list[Process], threads: int, adapted: bool) -> list[dic
     those that give none, why.
     """
     silent: list[dict[str, Any]] = []
-    found: list[tuple[Process, Settings, np.ndarray[Any, np.dtype[np.float64]]]] = []
+    found: list[tuple[dict[str, Any], np.ndarray[Any, np.dtype[np.float64]]]] = []
     for process in processes:
-        for settings in process.participant.run_settings:
+        who = process.participant
+        for settings in who.run_settings:
             if ("lora" in settings) != adapted:
                 continue
+            label = {"peer": who.engine, "settings": {**who.open_settings, **settings}}
             try:
                 reply = process.ask(op="logits", n=CHECKED, threads=threads, settings=settings)
             except (Skipped, ParticipantError) as reason:
-                who = process.participant
                 say(f"  {who.engine} gives no logits: {reason}")
-                shown = {**who.open_settings, **settings}
-                silent.append({"peer": who.engine, "settings": shown, "failed": str(reason)})
+                silent.append({**label, "failed": str(reason)})
                 continue
-            found.append((process, settings, np.array(reply["logits"], np.float64)))
+            found.append((label, np.array(reply["logits"], np.float64)))
             process.ask(op="forget")
-    ours = next((logits for process, _, logits in found if process.participant.engine == OURS), None)
+    ours = next((logits for label, logits in found if label["peer"] == OURS), None)
     if ours is None:
         raise SystemExit("expected logits of pyinfer to compare with, found none")
-    return [
-        {
-            "peer": process.participant.engine,
-            "settings": {**process.participant.open_settings, **settings},
-            **distance(ours, theirs),
-        }
-        for process, settings, theirs in found
-        if process.participant.engine != OURS
-    ] + silent
+    compared = [{**label, **distance(ours, theirs)} for label, theirs in found if label["peer"] != OURS]
+    return compared + silent
 
 
 def check_agreement(entries_: list[dict[str, Any]]) -> None:

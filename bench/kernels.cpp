@@ -168,8 +168,10 @@ void add_matmuls(std::vector<Entry>& list, const Kernels& kernels) {
       add("cache-1-row", 1, kCacheBytes);
       add("cache-" + std::to_string(most) + "-rows", most, kCacheBytes);
       const int all = most * kernels.panels;
-      if (all > most && int8) add("cache-" + std::to_string(all) + "-rows", all, kCacheBytes);
-      if (all > most && int8) add("memory-" + std::to_string(all) + "-rows", all, 16 << 20);
+      if (all > most && int8) {
+        add("cache-" + std::to_string(all) + "-rows", all, kCacheBytes);
+        add("memory-" + std::to_string(all) + "-rows", all, kMemoryBytes);
+      }
     }
   }
 }
