@@ -1,5 +1,6 @@
-// Int8 products of several whole panels where a unit multiplies matrices of bytes: a panel's rows with a tile of weights, the integer sums of a run at
-// a time. The same integers, and the same floats made of them in the same order, as in matmul.inl.h, which takes what is left.
+// Int8 products of several whole panels where a unit multiplies matrices of bytes: a panel's rows with a tile of weights, the integer sums of a block at
+// a time. The same integers, and the same floats made of them in the same order, as in matmul.inl.h, which takes what is left, and the formats with
+// scales for 16 columns: there the unit has half its depth and gains nothing.
 //
 // The unit reads and writes memory. So a tile's weights are unpacked to signed bytes for several panels at a time, some columns at a time, so that they
 // stay in the first-level cache; and the integer sums of two blocks become floats while those of the next two are made.
@@ -15,18 +16,12 @@ constexpr int kChunkBlocks = 512 / kBlock;
 // Panels that meet them at most, and their bytes if there are enough of them, so that they stay in the second-level cache while all tiles of a call
 // pass by.
 constexpr size_t kPanelsAtOnce = 12, kPanelBytesAtOnce = 768 << 10;
-// Blocks whose sums are made at a time.
-constexpr int kStepBlocks = 2;
-
-template <class Format>
-constexpr int kRunsOfBlock = kBlock / Format::kRun;
-
 // Some columns of a tile.
 template <class Format>
 struct Unpacked {
   int8_t q[kChunkBlocks][kBlock / 4][64];  // (block, 4 columns, row and column)
-  F scale[kChunkBlocks][kRunsOfBlock<Format>];
-  F minimum[Format::kHasMinimum ? kChunkBlocks : 1][kRunsOfBlock<Format>];
+  F scale[kChunkBlocks];
+  F minimum[Format::kHasMinimum ? kChunkBlocks : 1];
 };
 
 template <class Format, int J = 0>
@@ -39,74 +34,61 @@ PYINFER_INLINE void unpack_block(const typename Format::Group& group, int b, int
 
 template <class Format>
 void unpack_groups(const typename Format::Group* groups, int n_groups, Unpacked<Format>& to) {
-  constexpr int kRuns = kRunsOfBlock<Format>, kBlocks = Format::kGroupCols / kBlock;
+  constexpr int kBlocks = Format::kGroupCols / kBlock;
   for (int i = 0; i < n_groups * kBlocks; ++i) {
     const typename Format::Group& group = groups[i / kBlocks];
     const int b = i % kBlocks;
     unpack_block<Format>(group, b, to.q[i]);
-    PYINFER_UNROLL
-    for (int run = 0; run < kRuns; ++run) {
-      to.scale[i][run] = run_scale<Format>(group, b * kRuns + run, 0);
-      if constexpr (Format::kHasMinimum) to.minimum[i][run] = run_minimum<Format>(group, b * kRuns + run, 0);
-    }
+    to.scale[i] = run_scale<Format>(group, b, 0);
+    if constexpr (Format::kHasMinimum) to.minimum[i] = run_minimum<Format>(group, b, 0);
   }
 }
 
 typedef PanelBlock<kPanelRows> WholeBlock;
 
-template <class Format>
-using StepSums = MatrixSums[kStepBlocks][kRunsOfBlock<Format>];
-
-// The integer sums of a step. Steps take turns in registers where two of them fit.
-template <class Format, int Turn, int I = 0>
-PYINFER_INLINE void make_sums(const WholeBlock* x, const int8_t (*w)[kBlock / 4][64], StepSums<Format>& sums) {
-  constexpr int kRuns = kRunsOfBlock<Format>, kSums = kStepBlocks * kRuns, b = I / kRuns, run = I % kRuns;
-  constexpr int kSlot = (Turn * kSums + I) % 4;
-  matrix_dot<kSlot>(x[b].q + run * Format::kRun, w[b][run * Format::kRun / 4], sums[b][run]);
-  if constexpr (I + 1 < kSums) make_sums<Format, Turn, I + 1>(x, w, sums);
+// The integer sums of two blocks: each in a place of its own in the unit, which holds those of the two before until then and first hands them out.
+template <bool First = false>
+PYINFER_INLINE void make_sums(const WholeBlock* x, const int8_t (*w)[kBlock / 4][64], MatrixSums (&before)[2]) {
+  if constexpr (!First) matrix_take<0>(before[0]);
+  matrix_dot<0>(x[0].q, w[0][0]);
+  if constexpr (!First) matrix_take<1>(before[1]);
+  matrix_dot<1>(x[1].q, w[1][0]);
 }
 
-// Adds the sums of a step to the totals.
+// Adds the sums of blocks `first` and the next of the unpacked ones to the totals.
 template <class Format, int Blocks>
-PYINFER_INLINE void add_sums(const WholeBlock* x, const StepSums<Format>& sums, const Unpacked<Format>& w, int first,
+PYINFER_INLINE void add_sums(const WholeBlock* x, const MatrixSums (&sums)[2], const Unpacked<Format>& w, int first,
                              F (&totals)[kPanelRows]) {
-  constexpr int kRuns = kRunsOfBlock<Format>;
-  for (int b = 0; b < kStepBlocks; b += Blocks) {
+  for (int b = 0; b < 2; b += Blocks) {
     PYINFER_UNROLL
     for (int r = 0; r < kPanelRows; ++r) {
       F shared = f_zero();
       PYINFER_UNROLL
       for (int i = b; i < b + Blocks; ++i) {
-        PYINFER_UNROLL
-        for (int run = 0; run < kRuns; ++run)
-          shared = f_fma(f_from_i(i_load(sums[i][run][r])), w.scale[first + i][run], shared);
-        PYINFER_UNROLL
-        for (int run = 0; Format::kHasMinimum && run < kRuns; ++run) {
-          const float sum = run_sum<Format>(x[i].sum[r], x[i].bias[1 + run][r]);
-          shared = f_fma(w.minimum[first + i][run], f_set(sum), shared);
-        }
+        shared = f_fma(f_from_i(i_load(sums[i][r])), w.scale[first + i], shared);
+        if constexpr (Format::kHasMinimum) shared = f_fma(w.minimum[first + i], f_set(x[i].sum[r]), shared);
       }
       totals[r] = f_fma(shared, f_set(x[b + Blocks - 1].scale[r]), totals[r]);
     }
   }
 }
 
-// n_blocks blocks of a panel, from `x` on, with a tile: adds the products to `totals`.
+// n_blocks blocks of a panel, from `x` on, with a tile: adds the products to `totals`. Their number is even, as in every group.
 template <class Format, int Blocks>
 void matrix_panel(const WholeBlock* x, const Unpacked<Format>& w, int n_blocks, F (&totals)[kPanelRows]) {
-  constexpr int kTwo = 2 * kStepBlocks;
-  alignas(kCacheLine) StepSums<Format> sums[2];
+  alignas(kCacheLine) MatrixSums sums[2];
   F own[kPanelRows];
   PYINFER_UNROLL
   for (int r = 0; r < kPanelRows; ++r) own[r] = totals[r];
-  make_sums<Format, 0>(x, w.q, sums[0]);
-  for (int b = 0; b < n_blocks; b += kTwo, x += kTwo) {
-    const bool has_second = b + kStepBlocks < n_blocks;
-    if (has_second) make_sums<Format, 1>(x + kStepBlocks, w.q + b + kStepBlocks, sums[1]);
-    add_sums<Format, Blocks>(x, sums[0], w, b, own);
-    if (!has_second) break;
-    if (b + kTwo < n_blocks) make_sums<Format, 0>(x + kTwo, w.q + b + kTwo, sums[0]);
-    add_sums<Format, Blocks>(x + kStepBlocks, sums[1], w, b + kStepBlocks, own);
+  make_sums<true>(x, w.q, sums);
+  for (int b = 0; b < n_blocks; b += 2, x += 2) {
+    if (b + 2 < n_blocks) {
+      make_sums(x + 2, w.q + b + 2, sums);
+    } else {
+      matrix_take<0>(sums[0]);
+      matrix_take<1>(sums[1]);
+    }
+    add_sums<Format, Blocks>(x, sums, w, b, own);
   }
   PYINFER_UNROLL
   for (int r = 0; r < kPanelRows; ++r) totals[r] = own[r];
@@ -151,7 +133,7 @@ void matrix_rows(const MatmulArgs& args, size_t n_panels) {
   const size_t fit = kPanelBytesAtOnce / (args.n_groups * (Format::kGroupCols / kBlock) * sizeof(WholeBlock));
   const size_t least = kLeastMatrixPanels, most = fit < least ? least : fit < kPanelsAtOnce ? fit : kPanelsAtOnce;
   const size_t n_passes = (n_panels + most - 1) / most, at_once = (n_panels + n_passes - 1) / n_passes;
-  matrix_begin(kPanelRows, Format::kRun);
+  matrix_begin();
   for (size_t p = 0; p < n_panels; p += at_once)
     matrix_panels<Format, Blocks>(args, p, n_panels - p < at_once ? n_panels - p : at_once);
   matrix_end();
@@ -159,9 +141,14 @@ void matrix_rows(const MatmulArgs& args, size_t n_panels) {
 
 template <class Format>
 void matmul_int8(const MatmulArgs& args) {
-  const size_t whole = (size_t)args.n_rows / kPanelRows;
-  const int done = whole < kLeastMatrixPanels ? 0 : (int)whole * kPanelRows;
-  if (done > 0) args.scale_blocks == 1 ? matrix_rows<Format, 1>(args, whole) : matrix_rows<Format, 2>(args, whole);
+  int done = 0;
+  if constexpr (Format::kRun == kBlock) {
+    const size_t whole = (size_t)args.n_rows / kPanelRows;
+    if (whole >= kLeastMatrixPanels) {
+      args.scale_blocks == 1 ? matrix_rows<Format, 1>(args, whole) : matrix_rows<Format, 2>(args, whole);
+      done = (int)whole * kPanelRows;
+    }
+  }
   for (int row = done; row < args.n_rows; row += kPanelRows) {
     MatmulArgs one = args;
     one.panel += (size_t)row * args.n_groups * (Format::kGroupCols / kBlock) * kPanelBlockBytes;
