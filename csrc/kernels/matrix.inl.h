@@ -16,6 +16,7 @@ constexpr int kChunkBlocks = 512 / kBlock;
 // Panels that meet them at most, and their bytes if there are enough of them, so that they stay in the second-level cache while all tiles of a call
 // pass by.
 constexpr size_t kPanelsAtOnce = 12, kPanelBytesAtOnce = 768 << 10;
+
 // Some columns of a tile.
 template <class Format>
 struct Unpacked {
@@ -46,12 +47,16 @@ void unpack_groups(const typename Format::Group* groups, int n_groups, Unpacked<
 
 typedef PanelBlock<kPanelRows> WholeBlock;
 
-// The integer sums of two blocks: each in a place of its own in the unit, which holds those of the two before until then and first hands them out.
-template <bool First = false>
-PYINFER_INLINE void make_sums(const WholeBlock* x, const int8_t (*w)[kBlock / 4][64], MatrixSums (&before)[2]) {
-  if constexpr (!First) matrix_take<0>(before[0]);
+// The integer sums of two blocks, each in a place of its own in the unit.
+inline void begin_sums(const WholeBlock* x, const int8_t (*w)[kBlock / 4][64]) {
   matrix_dot<0>(x[0].q, w[0][0]);
-  if constexpr (!First) matrix_take<1>(before[1]);
+  matrix_dot<1>(x[1].q, w[1][0]);
+}
+// The same where the unit holds those of two others: it hands each out when its place is needed.
+inline void next_sums(const WholeBlock* x, const int8_t (*w)[kBlock / 4][64], MatrixSums (&before)[2]) {
+  matrix_take<0>(before[0]);
+  matrix_dot<0>(x[0].q, w[0][0]);
+  matrix_take<1>(before[1]);
   matrix_dot<1>(x[1].q, w[1][0]);
 }
 
@@ -73,23 +78,27 @@ PYINFER_INLINE void add_sums(const WholeBlock* x, const MatrixSums (&sums)[2], c
   }
 }
 
-// n_blocks blocks of a panel, from `x` on, with a tile: adds the products to `totals`. Their number is even, as in every group.
+// n_blocks blocks of a panel, from `x` on, with a tile: adds the products to `totals`. The unit has the sums of the first two by then, and goes on to
+// those at `next`, unless that is null. The number of blocks is even, as in every group.
 template <class Format, int Blocks>
-void matrix_panel(const WholeBlock* x, const Unpacked<Format>& w, int n_blocks, F (&totals)[kPanelRows]) {
+void matrix_panel(const WholeBlock* x, const Unpacked<Format>& w, int n_blocks, const WholeBlock* next,
+                  F (&totals)[kPanelRows]) {
   alignas(kCacheLine) MatrixSums sums[2];
   F own[kPanelRows];
   PYINFER_UNROLL
   for (int r = 0; r < kPanelRows; ++r) own[r] = totals[r];
-  make_sums<true>(x, w.q, sums);
-  for (int b = 0; b < n_blocks; b += 2, x += 2) {
-    if (b + 2 < n_blocks) {
-      make_sums(x + 2, w.q + b + 2, sums);
-    } else {
-      matrix_take<0>(sums[0]);
-      matrix_take<1>(sums[1]);
-    }
+  int b = 0;
+  for (; b + 2 < n_blocks; b += 2, x += 2) {
+    next_sums(x + 2, w.q + b + 2, sums);
     add_sums<Format, Blocks>(x, sums, w, b, own);
   }
+  if (next != nullptr) {
+    next_sums(next, w.q, sums);
+  } else {
+    matrix_take<0>(sums[0]);
+    matrix_take<1>(sums[1]);
+  }
+  add_sums<Format, Blocks>(x, sums, w, b, own);
   PYINFER_UNROLL
   for (int r = 0; r < kPanelRows; ++r) totals[r] = own[r];
 }
@@ -117,7 +126,9 @@ void matrix_panels(const MatmulArgs& args, size_t first, size_t n_panels) {
         for (size_t r = 0; g == 0 && r < kPanelRows; ++r)
           __builtin_prefetch(out + (p * kPanelRows + r) * args.out_stride + t * kTileRows, 1);
         const WholeBlock* x = panels + p * n_blocks + g * kBlocks;
-        matrix_panel<Format, Blocks>(x, weights, (int)(n_groups * kBlocks), totals[p]);
+        const WholeBlock* following = p + 1 < n_panels ? x + n_blocks : nullptr;
+        if (p == 0) begin_sums(x, weights.q);
+        matrix_panel<Format, Blocks>(x, weights, (int)(n_groups * kBlocks), following, totals[p]);
       }
     }
     for (size_t i = 0; i < n_panels * kPanelRows; ++i) {
