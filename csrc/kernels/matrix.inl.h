@@ -143,10 +143,13 @@ template <class Format, int Blocks>
 void matrix_rows(const MatmulArgs& args, size_t n_panels) {
   const size_t fit = kPanelBytesAtOnce / (args.n_groups * (Format::kGroupCols / kBlock) * sizeof(WholeBlock));
   const size_t least = kLeastMatrixPanels, most = fit < least ? least : fit < kPanelsAtOnce ? fit : kPanelsAtOnce;
-  const size_t n_passes = (n_panels + most - 1) / most, at_once = (n_panels + n_passes - 1) / n_passes;
+  const size_t n_passes = (n_panels + most - 1) / most;
   matrix_begin();
-  for (size_t p = 0; p < n_panels; p += at_once)
-    matrix_panels<Format, Blocks>(args, p, n_panels - p < at_once ? n_panels - p : at_once);
+  for (size_t pass = 0, first = 0; pass < n_passes; ++pass) {
+    const size_t end = n_panels * (pass + 1) / n_passes;
+    matrix_panels<Format, Blocks>(args, first, end - first);
+    first = end;
+  }
   matrix_end();
 }
 

@@ -398,9 +398,10 @@ TEST(matmul, products_of_a_row_do_not_depend_on_its_neighbours) {
 TEST(matmul, long_products_of_a_row_do_not_depend_on_its_neighbours) {
   on_every_isa([](const Kernels& kernels) {
     Random random(10);
-    for (const Format format : {Format::q4, Format::q6k}) {
+    for (const Format format : {Format::q4, Format::q5k, Format::q6k}) {
       const std::vector<std::uint8_t> packed = RandomMatrix(random, format, 16, 5632, 0.05).bytes;
-      check_rows_alone(kernels, {format, 16, 5632, packed, true, 2}, random);
+      for (const int scale_blocks : {1, 2})
+        check_rows_alone(kernels, {format, 16, 5632, packed, true, scale_blocks}, random);
     }
   });
 }
