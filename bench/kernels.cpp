@@ -1,6 +1,6 @@
 // Every kernel of every instruction set, format and size, ready to be run again and again: generated from the lists
-// that the tests use. A plain C interface, so that Python can load and time it. Knows kernels and formats; never files,
-// threads or models.
+// that the tests use. A plain C interface, so that Python can load and time it. Knows kernels, formats and how a cache lies in memory; never
+// files, threads or models.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -17,6 +17,7 @@
 #include "formats/format.h"
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
+#include "nn/kv_cache.h"
 
 namespace {
 
@@ -30,6 +31,7 @@ constexpr size_t kMatmulCols = 2048;
 constexpr size_t kMemoryBytes = size_t{128} << 20;  // far past any last-level cache share of one core
 constexpr size_t kCacheBytes = size_t{256} << 10;   // stays in a second-level cache beside its panel
 constexpr size_t kRowValues = 4096;
+constexpr int kRowHead = 64;  // heads' dimensions, of which a row has as many as a page has positions
 
 // A kernel with its operands: what one call costs, and the call.
 struct Bench {
@@ -72,7 +74,7 @@ struct MatmulState {
 constexpr int kScaleBlocks = 2;  // as most products of a layer have it
 
 // `bytes` of weights times panels of n_rows rows.
-Bench matmul(const Kernels& kernels, Format format, bool int8, int n_rows, size_t bytes) {
+Bench matmul(const Kernels& kernels, Format format, bool int8, int n_rows, size_t bytes, int scale_blocks) {
   auto state = std::make_shared<MatmulState>();
   const size_t tile = pyinfer::tile_bytes(format, kMatmulCols);
   const size_t n_tiles = std::max<size_t>(1, bytes / tile);
@@ -84,41 +86,41 @@ Bench matmul(const Kernels& kernels, Format format, bool int8, int n_rows, size_
     constexpr size_t kRowBytes = kMatmulCols / 32 * pyinfer::kPanelBlockBytes;
     for (int r = 0; r < n_rows; r += kernels.panel_rows)
       kernels.pack_int8(&x[static_cast<size_t>(r) * kMatmulCols], kMatmulCols, std::min(kernels.panel_rows, n_rows - r),
-                        kMatmulCols, kScaleBlocks, state->panel.data() + static_cast<size_t>(r) * kRowBytes);
+                        kMatmulCols, scale_blocks, state->panel.data() + static_cast<size_t>(r) * kRowBytes);
   } else {
     std::memcpy(state->panel.data(), x.data(), x.size() * sizeof(float));
   }
   state->args = {state->tiles.data(), n_tiles,     tile,        kMatmulCols / pyinfer::group_cols(format),
                  state->panel.data(), kMatmulCols, n_rows,      state->out.data(),
-                 n_tiles * kTileRows, false,       kScaleBlocks};
+                 n_tiles * kTileRows, false,       scale_blocks};
   const pyinfer::Matmul call = (int8 ? kernels.matmul_int8 : kernels.matmul_f32)[static_cast<size_t>(format)];
   const double weights = static_cast<double>(n_tiles * kTileRows * kMatmulCols);
   return {static_cast<double>(n_tiles * tile), weights * n_rows, [state, call] { call(state->args); }};
 }
 
 struct AttendState {
-  AnonymousMemory cache;
-  std::vector<const uint8_t*> pages;
+  pyinfer::KvCache cache;
   Buffer<float> q, out;
   pyinfer::AttendArgs args;
 };
 
-// One KV head, four query heads of 64, n_rows queries behind `depth` positions; other heads' keys lie between the pages.
-Bench attend(const Kernels& kernels, int n_rows, int depth) {
-  constexpr int kHeads = 4, kDim = 64, kOthers = 8;
-  const size_t head_halves = 2 * pyinfer::kPagePositions * kDim;
-  const size_t n_pages = static_cast<size_t>(depth + n_rows + pyinfer::kPagePositions - 1) / pyinfer::kPagePositions;
-  auto state = std::make_shared<AttendState>();
-  state->cache = AnonymousMemory(n_pages * kOthers * head_halves * sizeof(uint16_t));
-  auto* halves = reinterpret_cast<uint16_t*>(state->cache.data());
-  for (size_t i = 0; i < n_pages * kOthers * head_halves; ++i) halves[i] = static_cast<uint16_t>(0x3000 + i % 509);
-  for (size_t i = 0; i < n_pages; ++i)
-    state->pages.push_back(state->cache.data() + i * kOthers * head_halves * sizeof(uint16_t));
+constexpr const char* kKvNames[] = {"f16", "q8", "i16"};
+
+// One KV head of several, four query heads of 64, n_rows queries behind `depth` positions; other heads' keys and values lie between its pages.
+Bench attend(const Kernels& kernels, pyinfer::KvFormat format, int n_rows, int depth) {
+  constexpr int kHeads = 4, kDim = 64, kKvHeads = 8;
+  const pyinfer::KvShape shape{1, kKvHeads, kDim, format};
   const size_t stride = kHeads * kDim;
-  state->q = random_values(static_cast<size_t>(n_rows) * stride);
-  state->out = Buffer<float>(static_cast<size_t>(n_rows) * stride);
+  const auto rows = static_cast<size_t>(n_rows), positions = static_cast<size_t>(depth) + rows;
+  auto state = std::make_shared<AttendState>(
+      AttendState{pyinfer::KvCache(shape, positions), random_values(rows * stride), Buffer<float>(rows * stride), {}});
+  const Buffer<float> values = random_values(positions + 2 * kDim);
+  for (size_t i = 0; i < positions; ++i) {
+    uint8_t* page = state->cache.pages()[i / pyinfer::kPagePositions];
+    kernels.store_kv[format](&values[i], &values[i + kDim], kDim, kDim, static_cast<int>(i % pyinfer::kPagePositions),
+                             page + state->cache.k_offset(0, 0), page + state->cache.v_offset(0, 0));
+  }
   pyinfer::AttendArgs& args = state->args;
-  args = {};
   args.q = state->q.data();
   args.out = state->out.data();
   args.q_stride = args.out_stride = stride;
@@ -126,16 +128,17 @@ Bench attend(const Kernels& kernels, int n_rows, int depth) {
   args.n_heads = kHeads;
   args.head_dim = args.v_stride = kDim;
   args.first_position = depth;
-  args.pages = state->pages.data();
-  args.v_offset = pyinfer::kPagePositions * kDim * sizeof(uint16_t);
+  args.pages = state->cache.pages();
+  args.v_offset = state->cache.v_offset(0, 0);
   const double seen = static_cast<double>(n_rows) * depth + n_rows * (n_rows + 1) / 2.0;
-  const double bytes = static_cast<double>(depth + n_rows) * 2 * kDim * sizeof(uint16_t);
-  return {bytes, seen * 2 * kDim * kHeads, [state, call = kernels.attend[pyinfer::kKvF16]] { call(state->args); }};
+  const double bytes =
+      static_cast<double>(positions * (shape.k_bytes() + shape.v_bytes())) / double{pyinfer::kPagePositions};
+  return {bytes, seen * 2 * kDim * kHeads, [state, call = kernels.attend[format]] { call(state->args); }};
 }
 
 struct RowState {
   Buffer<float> x = random_values(kRowValues), y = random_values(kRowValues), out{kRowValues};
-  Buffer<uint8_t> panel{kRowValues * sizeof(float)};
+  Buffer<uint8_t> panel{2 * kRowValues * sizeof(float)};
 };
 
 // A kernel over one row of values that stays in the first-level cache.
@@ -158,15 +161,18 @@ void add_matmuls(std::vector<Entry>& list, const Kernels& kernels) {
       const int most = kernels.panel_rows;
       const std::string name =
           std::string(kernels.isa) + "/matmul/" + pyinfer::format_name(format) + (int8 ? "/int8" : "/f32");
-      const auto add = [&](const std::string& what, int n_rows, size_t bytes) {
-        list.push_back({name + "/" + what, [=, &kernels] { return matmul(kernels, format, int8, n_rows, bytes); }});
+      const auto add = [&](const std::string& what, int n_rows, size_t bytes, int scale_blocks = kScaleBlocks) {
+        list.push_back(
+            {name + "/" + what, [=, &kernels] { return matmul(kernels, format, int8, n_rows, bytes, scale_blocks); }});
       };
       add("memory-1-row", 1, kMemoryBytes);
       if (most >= 4) add("memory-4-rows", 4, kMemoryBytes);
+      if (most > 8) add("memory-8-rows", 8, kMemoryBytes);
       if (most > 4) add("memory-" + std::to_string(most) + "-rows", most, kMemoryBytes);
       add("memory-2-rows", 2, kMemoryBytes);
       add("cache-1-row", 1, kCacheBytes);
       add("cache-" + std::to_string(most) + "-rows", most, kCacheBytes);
+      if (int8) add("cache-" + std::to_string(most) + "-rows-a-scale-a-block", most, kCacheBytes, 1);
       const int all = most * kernels.panels;
       if (all > most && int8) {
         add("cache-" + std::to_string(all) + "-rows", all, kCacheBytes);
@@ -176,9 +182,18 @@ void add_matmuls(std::vector<Entry>& list, const Kernels& kernels) {
   }
 }
 
+void add_attends(std::vector<Entry>& list, const Kernels& kernels) {
+  for (int number = 0; number < pyinfer::kKvFormats; ++number) {
+    const auto format = static_cast<pyinfer::KvFormat>(number);
+    const std::string name = std::string(kernels.isa) + "/attend/" + kKvNames[number];
+    list.push_back({name + "/1-row-behind-4096", [=, &kernels] { return attend(kernels, format, 1, 4096); }});
+    list.push_back({name + "/64-rows-behind-448", [=, &kernels] { return attend(kernels, format, 64, 448); }});
+  }
+}
+
 void add_rows(std::vector<Entry>& list, const Kernels& kernels) {
   const std::string name = kernels.isa;
-  const auto add = [&](const char* what, double bytes_a_value, std::function<void(RowState&)> call) {
+  const auto add = [&](const std::string& what, double bytes_a_value, std::function<void(RowState&)> call) {
     list.push_back({name + "/" + what, [=] { return row(call, bytes_a_value); }});
   };
   add("pack_int8", 4,
@@ -186,6 +201,20 @@ void add_rows(std::vector<Entry>& list, const Kernels& kernels) {
   add("rms_norm", 8, [&](RowState& s) { kernels.rms_norm(s.x.data(), s.y.data(), 1e-5f, kRowValues, s.out.data()); });
   add("swiglu", 8, [&](RowState& s) { kernels.swiglu(s.x.data(), s.y.data(), kRowValues, s.out.data()); });
   add("geglu", 8, [&](RowState& s) { kernels.geglu(s.x.data(), s.y.data(), kRowValues, s.out.data()); });
+  add("int8_remainder", 4, [&](RowState& s) { kernels.int8_remainder(s.x.data(), kRowValues, s.out.data()); });
+  add("rope", 8, [&](RowState& s) {
+    for (size_t i = 0; i < kRowValues; i += kRowHead)
+      kernels.rope(s.out.data() + i, s.x.data(), s.y.data(), kRowHead / 2, kRowHead, 1.0f);
+  });
+  for (int format = 0; format < pyinfer::kKvFormats; ++format) {
+    add(std::string("store_kv/") + kKvNames[format], 8, [&kernels, format](RowState& s) {
+      for (int slot = 0; slot < pyinfer::kPagePositions; ++slot) {
+        const size_t i = static_cast<size_t>(slot) * kRowHead;
+        kernels.store_kv[format](&s.x[i], &s.y[i], kRowHead, kRowHead, slot, s.panel.data(),
+                                 s.panel.data() + kRowValues * sizeof(float));
+      }
+    });
+  }
   add("soft_cap", 4, [&](RowState& s) { kernels.soft_cap(s.out.data(), kRowValues, 30.0f); });
 }
 
@@ -195,10 +224,7 @@ std::vector<Entry> make_list() {
     if (!isa.runs_here()) continue;
     const Kernels& kernels = *isa.table();
     add_matmuls(list, kernels);
-    list.push_back(
-        {std::string(kernels.isa) + "/attend/1-row-behind-4096", [&kernels] { return attend(kernels, 1, 4096); }});
-    list.push_back(
-        {std::string(kernels.isa) + "/attend/64-rows-behind-448", [&kernels] { return attend(kernels, 64, 448); }});
+    add_attends(list, kernels);
     add_rows(list, kernels);
   }
   return list;

@@ -4,7 +4,7 @@
 
 llama-bench loads the model and warms up on every run and times only the tokens; it has no batches of sequences and no
 way to see logits.
-Settings: `repack`, `flash_attn` (0 or 1), `n_ubatch`; those that the binary does not know are left out.
+Settings: `repack`, `flash_attn` (0 or 1), `n_ubatch`. A binary without an option for one has only what it does anyway.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import driver
 from driver import Settings, Unsupported
 
 OPTIONS = {"repack": "--repack", "flash_attn": "--flash-attn", "n_ubatch": "--ubatch-size"}
+USUAL = {"repack": 1, "flash_attn": 0, "n_ubatch": 512}
 
 
 class LlamaBench(driver.Engine):
@@ -27,16 +28,17 @@ class LlamaBench(driver.Engine):
     def __init__(self, binary: str) -> None:
         self._binary = binary
         self._help = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False).stdout
-        self._last: dict[str, Any] = {}
+        self._build = ""
 
     def open(self, model: str, settings: Settings) -> None:
-        """Remembers the model; each run loads it."""
+        """Remembers the model, which each run loads; asks the binary for its build by a run of one token."""
         self._model = model
         self._settings = settings
+        self._build = str(self._run(["-p", "1", "-n", "0"]).get("build_commit", ""))
 
     def about(self) -> dict[str, Any]:
         """The binary and what it was built from."""
-        return {"engine": "llama-bench", "version": self._binary, "build": self._last.get("build_commit", "")}
+        return {"engine": "llama-bench", "version": self._binary, "build": self._build}
 
     def run(self, case: cases.Case, threads: int, settings: Settings) -> float:
         """Runs a case once; the seconds of its own tokens."""
@@ -45,16 +47,22 @@ class LlamaBench(driver.Engine):
         if "lora" in settings:
             raise Unsupported("llama-bench takes no adapters")
         prompt, generate = (case.tokens, 0) if case.kind == "prefill" else (0, case.tokens)
-        command = [self._binary, "-m", self._model, "-t", str(threads), "-r", "1", "-o", "json", "-ngl", "0"]
-        command += ["-p", str(prompt), "-n", str(generate), "-d", str(case.depth)]
+        options = ["-t", str(threads), "-p", str(prompt), "-n", str(generate), "-d", str(case.depth)]
         for name, value in {**self._settings, **settings}.items():
             if OPTIONS[name] in self._help:
-                command += [OPTIONS[name], str(value)]
+                options += [OPTIONS[name], str(value)]
+            elif int(value) != USUAL[name]:
+                raise Unsupported(f"this binary has no {OPTIONS[name]}")
+        return float(self._run(options)["samples_ns"][0]) / 1e9
+
+    def _run(self, options: list[str]) -> dict[str, Any]:
+        """What the binary says of one run."""
+        command = [self._binary, "-m", self._model, "-r", "1", "-o", "json", "-ngl", "0", *options]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} failed: {result.stderr.strip()[-300:]}")
-        self._last = json.loads(result.stdout)[0]
-        return float(self._last["samples_ns"][0]) / 1e9
+        found: dict[str, Any] = json.loads(result.stdout)[0]
+        return found
 
     def logits(self, n: int, threads: int, settings: Settings) -> list[float]:
         """Refuses."""

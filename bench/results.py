@@ -15,6 +15,7 @@ from typing import Any
 
 Settings = dict[str, Any]
 ROOT = Path(__file__).parent.parent
+X86_FLAGS = ("avx", "amx", "fma", "f16c")
 
 
 @dataclass
@@ -109,7 +110,8 @@ def machine() -> dict[str, Any]:
         "family": _first_line("/proc/cpuinfo", "cpu family"),
         "model": _first_line("/proc/cpuinfo", "model\t\t"),
         "flags": [
-            f for f in _first_line("/proc/cpuinfo", "flags").split() if f.startswith(("avx", "fma", "f16c"))
+            *(f for f in _first_line("/proc/cpuinfo", "flags").split() if f.startswith(X86_FLAGS)),
+            *_first_line("/proc/cpuinfo", "Features").split(),  # as Arm calls them
         ],
         "processors": os.cpu_count(),
         "caches": _caches(),

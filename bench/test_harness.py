@@ -197,7 +197,9 @@ import json, sys
 if "--help" in sys.argv:
     print("--flash-attn <on|off|auto>")
 else:
-    assert "--repack" not in sys.argv and sys.argv[sys.argv.index("--flash-attn") + 1] == "1"
+    assert "--repack" not in sys.argv
+    if "--flash-attn" in sys.argv:
+        assert sys.argv[sys.argv.index("--flash-attn") + 1] == "1"
     prompt = int(sys.argv[sys.argv.index("-p") + 1])
     print(json.dumps([{{"n_prompt": prompt, "samples_ns": [250000000], "build_commit": "abc"}}]))
 """
@@ -209,8 +211,10 @@ def test_llama_bench_is_driven_by_its_options(tmp_path: Path) -> None:
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
     engine = peer_llama_bench.LlamaBench(str(binary))
     engine.open("model.gguf", {"repack": 1})
-    assert engine.run(cases.parse("prefill-512"), 2, {"flash_attn": 1}) == 0.25
     assert engine.about()["build"] == "abc"
+    assert engine.run(cases.parse("prefill-512"), 2, {"flash_attn": 1}) == 0.25
+    with pytest.raises(driver.Unsupported, match="no --repack"):
+        engine.run(cases.parse("prefill-512"), 2, {"repack": 0})
     with pytest.raises(driver.Unsupported, match="batched"):
         engine.run(cases.parse("batch-4"), 2, {"flash_attn": 1})
 
