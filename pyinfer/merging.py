@@ -107,25 +107,28 @@ def merged(
     *,
     into: Into | None = None,
     progress: Progress | None = None,
+    when_made: Callable[[Merged], None] | None = None,
 ) -> Path:
     """The path of a model.bin with a stack in its weights, made once, into the cache; what was made of a name before is
-    taken from there without asking the network.
+    taken from there without asking the network. `when_made` hears what it cost, unless it was there.
     """
     alias = _alias(name_or_path, weighted, into) if hub.is_name(name_or_path) else ""
-    if alias and (made := hub.kept(alias)):
-        return made
+    if alias and (kept := hub.kept(alias)):
+        return kept
     with _source(name_or_path, progress) as path:
         key = _key(path, weighted, into)
         where = f"{name_or_path} with {described(weighted)}"
 
         def make(output: Path) -> None:
-            convert_merged(path, output, weighted, into=into, progress=progress)
+            made = convert_merged(path, output, weighted, into=into, progress=progress)
+            if when_made is not None:
+                when_made(made)
 
-        made = store.add(key, f"{path.name}+{described(weighted)}", where, make, convert.is_sound)
+        kept = store.add(key, f"{path.name}+{described(weighted)}", where, make, convert.is_sound)
     if alias:  # the name may stand for another one now: it is converted, or fetched anew
         with contextlib.suppress(PyinferError, OSError):  # a cache that cannot be written
             store.remember(_alias(name_or_path, weighted, into), key)
-    return made
+    return kept
 
 
 @contextlib.contextmanager

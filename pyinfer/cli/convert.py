@@ -91,8 +91,4 @@ def _merge(options: argparse.Namespace, source: Path, progress: Progress) -> Non
         into=options.merge_into,
         progress=progress,
     )
-    more = "larger" if made.added_bytes >= 0 else "smaller"
-    terminal.note(
-        f"{made.touched} tensors changed, the weights are {terminal.size(abs(made.added_bytes))} {more} than the "
-        f"base's; of the change, {made.retention:.1%} is left in the matrix that keeps least"
-    )
+    terminal.note_merged(made.touched, made.added_bytes, made.retention)

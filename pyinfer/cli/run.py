@@ -131,7 +131,12 @@ def _load(options: argparse.Namespace) -> Model:
         if options.merge:
             from pyinfer import merging
 
-            path = merging.merged(options.model, merging.loaded(options.lora), progress=progress)
+            path = merging.merged(
+                options.model,
+                merging.loaded(options.lora),
+                progress=progress,
+                when_made=lambda made: terminal.note_merged(made.touched, made.added_bytes, made.retention),
+            )
         else:
             path = hub.resolve(options.model, cache=options.cache, weights=options.weights, progress=progress)
     stack = [] if options.merge else options.lora

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pyinfer.errors import plain
 from pyinfer.fetch import Progress
 
-__all__ = ["note", "print_json", "progress", "sentence", "size", "table"]
+__all__ = ["note", "note_merged", "print_json", "progress", "sentence", "size", "table"]
 
 PATIENCE_SECONDS = 1.0
 """Work shorter than this shows no bar."""
@@ -42,6 +42,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+def note_merged(touched: int, added_bytes: int, retention: float) -> None:
+    """What putting adapters into weights cost: tensors changed, bytes more than before, share of the change kept."""
+    more = "larger" if added_bytes >= 0 else "smaller"
+    note(
+        f"{touched} tensors changed, the weights are {size(abs(added_bytes))} {more} than the base's; "
+        f"of the change, {retention:.1%} is left in the matrix that keeps least"
+    )
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
