@@ -40,6 +40,13 @@ SUPPORTED = [case for case in CASES if case.name not in (*INVOKED, *GROWN)]
 MOST_KL = 1e-6  # mean over positions, rounding of the cache to halves included
 TYPICAL_KL = 1e-8  # of a position at which nothing falls between two integers
 INT8 = Rounding(int8_activations=True, f16_cache=True)
+WEIGHTED = {
+    "doras": (("dora", 0.5), ("plain", -0.3), ("dora", 0.25)),
+    "saved": (("saved_head", 0.5), ("saved_linear", -0.5), ("saved_norms", 0.25)),
+    "saved_twice": (("saved_embedding", 0.5), ("tokens", -0.75), ("plain", 0.5)),
+    "biases": (("lora_bias", 0.5), ("bias_all", -0.25)),
+}
+"""Stacks of what is no plain LoRA, with weights that PEFT has no logits for."""
 Made = Callable[[bool, str], Path]
 
 
@@ -78,6 +85,20 @@ def logits(
 def test_meets_peft(case: Case, base: Made) -> None:
     ours = logits(base(case.tied, "f32"), case.paths, case.tokens, "f32")
     assert kl(case.peft.astype(np.float64), ours).mean() <= MOST_KL
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_any_weight_means_what_the_formula_says(name: str, base: Made, tmp_path: Path) -> None:
+    case = Case(name, False, WEIGHTED[name], CASES[0].tokens)
+    model = base(case.tied, "f32")
+    expected = case.exact(llama.from_model_bin(model_bin.read(model)))
+    ours = logits(model, case.paths, case.tokens, "f32")
+    assert kl(expected, ours).mean() <= MOST_KL
+    assert kl(expected, logits(model, (), case.tokens, "f32")).mean() > 100 * MOST_KL  # the stack shows
+    if name != "biases":
+        merged = tmp_path / "merged.bin"
+        merging.convert_merged(model, merged, merging.loaded(case.paths))
+        assert kl(expected, logits(merged, (), case.tokens, "f32")).mean() <= MOST_KL
 
 
 @pytest.mark.parametrize("weights", ["q4", "q8"])

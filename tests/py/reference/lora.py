@@ -128,13 +128,12 @@ class _Stack:
         self.embedding: Doubles | float = 0.0
 
     def put(self, adapter: Adapter, weight: float, tokens: Sequence[int]) -> None:
-        """Adds one adapter; tensors that stand in for the base's have no weight but 1.
+        """Adds one adapter; of tensors that stand in for the base's, their difference from it.
 
         A `base_layer.weight` is only a copy of what the base has.
         """
         for module, values in (adapter.of("weight") | adapter.of("trainable_tokens_delta")).items():
-            assert weight == 1.0
-            self._replace(adapter, module, values)
+            self._replace(adapter, module, values, weight)
         for module, values in (adapter.of("bias") | adapter.of("base_layer.bias")).items():
             self._layer(module).bias += weight * self._rows(module, values)
         for module, a in adapter.of("lora_A.weight").items():
@@ -166,18 +165,22 @@ class _Stack:
             b = gain[:, None] * b
         layer.parts.append((a, weight * b, first))
 
-    def _replace(self, adapter: Adapter, module: str, values: Doubles) -> None:
+    def _replace(self, adapter: Adapter, module: str, values: Doubles, weight: float) -> None:
         """A whole tensor, or some rows of one end: of the tied head too, unless it has rows of its own."""
         name, indices = reference_name(module), adapter.settings.get("trainable_token_indices")
         if (module, "weight") in adapter.tensors:
-            self.replaced[name] = self._rows(module, values)
+            self._add_difference(name, slice(None), self._rows(module, values), weight)
             return
         if isinstance(indices, dict):
             indices = indices[module.rpartition(".")[2]]
         shared = self.tied and ("lm_head", "trainable_tokens_delta") not in adapter.tensors
         for place in (name, "output") if shared else (name,):
-            self.replaced[place] = self.base.tensor(place).astype(np.float64)
-            self.replaced[place][indices] = values
+            self._add_difference(place, indices, values, weight)
+
+    def _add_difference(self, name: str, rows: Any, values: Doubles, weight: float) -> None:
+        base = self.base.tensor(name).astype(np.float64)
+        whole = self.replaced.setdefault(name, base.copy())
+        whole[rows] += weight * (values - base[rows])
 
     def weights(self) -> Weights:
         """The model with all that on it."""
