@@ -87,8 +87,8 @@ def test_run_merged_keeps_the_model(run, stories_model_bin: Path, sql: Path, own
     assert merged.returncode == 0, merged.stderr
     assert merged.stdout == attached.stdout
     assert "tensors changed, the weights are " in merged.stderr
-    kept = run("run", stories_model_bin, "Once upon", *RAW, "--lora", sql, "--merge")
-    assert (kept.stdout, kept.stderr) == (attached.stdout, "")
+    from_cache = run("run", stories_model_bin, "Once upon", *RAW, "--lora", sql, "--merge")
+    assert (from_cache.stdout, from_cache.stderr) == (attached.stdout, "")
     assert len(list((own_cache / "models").glob("*.bin"))) == 1
     [kept] = (own_cache / "models").glob("*.bin")
     os.truncate(kept, 4096)
